@@ -1,0 +1,1 @@
+//! The IOMMU core: devices, groups, domains, attachment and DMA ownership.

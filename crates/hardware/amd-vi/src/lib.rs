@@ -1,0 +1,1 @@
+//! AMD-Vi: layouts, driver and register-level model.

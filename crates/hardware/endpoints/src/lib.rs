@@ -1,0 +1,1 @@
+//! PCI functions that do DMA: an NVMe controller and edu.

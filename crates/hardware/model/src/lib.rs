@@ -1,0 +1,12 @@
+//! What hangs off the bus, as far as every device and every IOMMU agrees about it: DMA requests,
+//! PCI functions, the port of an IOMMU, the IOTLB and its policies, fault records.
+
+#![forbid(unsafe_code)]
+
+pub mod dma;
+pub mod iommu;
+pub mod pci;
+
+pub use dma::{DmaError, DmaRequest, DmaSegment, Upstream};
+pub use iommu::{Access, IommuPort, Translation};
+pub use pci::{Bar, BarKind, Msi, PciFunction, RegisterFile, Service};

@@ -1,0 +1,1 @@
+//! Gives an unmodified program the machine's devices by seccomp user notification.

@@ -1,0 +1,2 @@
+//! lychgate.
+fn main() {}

@@ -1,0 +1,1 @@
+//! One machine: memory, IOMMU, endpoints, and the tree of /dev and /sys.

@@ -1,0 +1,1 @@
+//! Linux's /dev/iommu, errno for errno.

@@ -1,0 +1,1 @@
+//! Linux's VFIO: groups, containers, cdevs and PCI devices.
