@@ -1,1 +1,26 @@
-//! The IOMMU core: devices, groups, domains, attachment and DMA ownership.
+//! The IOMMU core: which devices share a group, which domain each group is attached to, and who
+//! owns its DMA. What Linux keeps in `drivers/iommu/iommu.c`, for any kernel or hypervisor.
+//!
+//! The core is one value, [`Iommu`], whose methods take `&mut self`: the embedder puts it behind
+//! the lock that it has. Domains are shared and are used without that lock: mapping and unmapping
+//! never take it.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod subsystem;
+pub mod domain;
+pub mod driver;
+pub mod error;
+pub mod fault;
+pub mod group;
+pub mod pci;
+
+pub use subsystem::{DeviceId, GroupId, Iommu, Owner};
+pub use domain::{Domain, Geometry, PagingDomain};
+pub use driver::{AllocFlags, Capability, Driver, HwInfo, ReservedKind, ReservedRegion, UserData};
+pub use error::{AllocError, AttachError, ClaimError, MapError, ProbeError};
+pub use fault::{FaultReason, FaultReport, FaultSink};
+pub use pci::{Acs, PciFunctionInfo, PciKind};
