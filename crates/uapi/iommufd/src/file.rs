@@ -1,0 +1,86 @@
+//! Open files that the machine serves: what each system call on them does.
+
+use std::any::Any;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use lychgate_types::Errno;
+
+use crate::client::Client;
+use crate::error::{Result, refuse};
+
+/// What a successful ioctl gives back.
+pub enum Reply {
+    /// The return value.
+    Value(i32),
+    /// A new file; its descriptor in the caller is the return value.
+    File(NewFile),
+}
+
+/// A file that a call creates for its caller.
+pub struct NewFile {
+    /// What it is.
+    pub file: Arc<dyn OpenFile>,
+    /// Whether the descriptor closes on exec.
+    pub cloexec: bool,
+}
+
+/// What a client asks of `mmap`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MmapRequest {
+    /// Offset into the file in bytes, a multiple of the page size.
+    pub offset: u64,
+    /// Length in bytes, as given.
+    pub len: u64,
+    /// `PROT_READ`.
+    pub read: bool,
+    /// `PROT_WRITE`.
+    pub write: bool,
+    /// `PROT_EXEC`.
+    pub exec: bool,
+    /// `MAP_SHARED`.
+    pub shared: bool,
+}
+
+/// An open file description: one `open`, shared by every `dup` of it and by forked children.
+pub trait OpenFile: Send + Sync {
+    /// What it is, for people: `/dev/iommu`, `/dev/vfio/7`, `vfio-device 0000:01:00.0`.
+    fn name(&self) -> String;
+
+    /// The device number that `stat` shows; `None` for an anonymous inode.
+    fn device_number(&self) -> Option<(u32, u32)>;
+
+    /// `ioctl(2)`. `argument` is the third argument as given, mostly a client address.
+    fn ioctl(&self, client: &dyn Client, command: u32, argument: u64) -> Result<Reply>;
+
+    /// `pread(2)` and, for files with a position of 0, `read(2)`: up to `count` bytes at `offset`
+    /// into the client's `buffer`; gives the bytes read.
+    fn read_at(&self, client: &dyn Client, buffer: u64, count: u64, offset: u64) -> Result<u64> {
+        let _ = (client, buffer, count, offset);
+        refuse(Errno::EINVAL, "this file cannot be read")
+    }
+
+    /// `pwrite(2)` and `write(2)`, as [`OpenFile::read_at`].
+    fn write_at(&self, client: &dyn Client, buffer: u64, count: u64, offset: u64) -> Result<u64> {
+        let _ = (client, buffer, count, offset);
+        refuse(Errno::EINVAL, "this file cannot be written")
+    }
+
+    /// Whether `mmap(2)` may go on: onto [`OpenFile::backing`], at the same offset.
+    fn mmap(&self, request: &MmapRequest) -> Result<()> {
+        let _ = request;
+        refuse(Errno::ENODEV, "this file cannot be mapped")
+    }
+
+    /// The memory that a client maps, a file as large as the largest offset; `None` when nothing can
+    /// be mapped.
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The last reference in any process is gone.
+    fn release(&self);
+
+    /// The file's own type, for calls that are given a descriptor.
+    fn as_any(&self) -> &dyn Any;
+}
