@@ -1,5 +1,6 @@
 //! Memory for structures that hardware reads: page tables, device tables, queues.
 
+use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::AtomicU64;
 
@@ -38,7 +39,41 @@ pub trait Pages: Send + Sync {
 
     /// The `count` words at `at`, which must lie in one allocation; an empty slice otherwise.
     fn words(&self, at: PhysAddr, count: usize) -> &[AtomicU64];
+
+    /// Writes `words` back from the processor's caches and orders that before later stores, for
+    /// hardware that does not snoop them. Does nothing where hardware snoops, as AMD-Vi always does.
+    fn clean(&self, words: &[AtomicU64]) {
+        let _ = words;
+    }
 }
+
+macro_rules! shared_pages {
+    ($($pointer:ty),*) => {$(
+        impl<P: Pages + ?Sized> Pages for $pointer {
+            fn alloc(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
+                (**self).alloc(bytes)
+            }
+
+            fn alloc_uninit(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
+                (**self).alloc_uninit(bytes)
+            }
+
+            fn free(&self, at: PhysAddr, bytes: u64) {
+                (**self).free(at, bytes);
+            }
+
+            fn words(&self, at: PhysAddr, count: usize) -> &[AtomicU64] {
+                (**self).words(at, count)
+            }
+
+            fn clean(&self, words: &[AtomicU64]) {
+                (**self).clean(words);
+            }
+        }
+    )*};
+}
+
+shared_pages!(&P, Arc<P>);
 
 #[cfg(feature = "std")]
 pub use heap::HeapPages;
