@@ -48,11 +48,7 @@ fn run(bdf: &str) -> Result<()> {
 fn write_and_read_back(way: Way, opened: &Opened) -> Result<()> {
     let mut controller = Controller::start(opened)?;
     let namespace = controller.namespace(1)?;
-    ensure!(
-        namespace.bytes() >= TOTAL,
-        "the namespace is smaller than {} MiB",
-        TOTAL / MIB
-    );
+    ensure!(namespace.bytes() >= TOTAL, "the namespace is smaller than {} MiB", TOTAL / MIB);
 
     let transfer = controller.max_transfer().min(256 << 10);
     let depth = 16;
@@ -83,19 +79,12 @@ fn write_and_read_back(way: Way, opened: &Opened) -> Result<()> {
                 slot += len;
             }
             for (command, status) in controller.finish()? {
-                ensure!(
-                    status == Status::SUCCESS,
-                    "command {command:#x} failed: {status}"
-                );
+                ensure!(status == Status::SUCCESS, "command {command:#x} failed: {status}");
             }
             if pass == Pass::Read {
                 for at in (0..round).step_by(8) {
                     let (got, want) = (memory.load_u64(at), pattern(offset + at));
-                    ensure!(
-                        got == want,
-                        "byte {}: read {got:#x}, wrote {want:#x}",
-                        offset + at
-                    );
+                    ensure!(got == want, "byte {}: read {got:#x}, wrote {want:#x}", offset + at);
                 }
             }
             offset += round;
@@ -103,10 +92,7 @@ fn write_and_read_back(way: Way, opened: &Opened) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    println!(
-        "{way:<34}  {} MiB written, read back and compared",
-        TOTAL / MIB
-    );
+    println!("{way:<34}  {} MiB written, read back and compared", TOTAL / MIB);
     Ok(())
 }
 
@@ -122,23 +108,13 @@ fn use_after_unmap(opened: &Opened) -> Result<()> {
     controller.submit(&namespace, false, 0, &gone, 0, 4096)?;
     let failed = controller.finish()?;
     ensure!(
-        failed
-            .iter()
-            .all(|(_, status)| *status == Status::DATA_TRANSFER_ERROR),
+        failed.iter().all(|(_, status)| *status == Status::DATA_TRANSFER_ERROR),
         "the controller should have failed the command: {failed:?}"
     );
-    ensure!(
-        gone.is_filled_with(0x5a),
-        "the device wrote to memory that was not its own"
-    );
+    ensure!(gone.is_filled_with(0x5a), "the device wrote to memory that was not its own");
 
     controller.submit(&namespace, false, 0, &good, 0, 4096)?;
-    ensure!(
-        controller
-            .finish()?
-            .iter()
-            .all(|(_, status)| *status == Status::SUCCESS)
-    );
+    ensure!(controller.finish()?.iter().all(|(_, status)| *status == Status::SUCCESS));
     println!(
         "the command failed ({}), the memory is untouched, the next command works",
         Status::DATA_TRANSFER_ERROR
@@ -155,9 +131,7 @@ enum Pass {
 /// What stands at `offset` of the disk: different in every word, so that a block in the wrong place
 /// shows.
 fn pattern(offset: u64) -> u64 {
-    (offset / 8)
-        .wrapping_add(1)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    (offset / 8).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 fn progress(label: String) -> ProgressBar {

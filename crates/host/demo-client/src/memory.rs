@@ -26,17 +26,9 @@ impl DmaBuffer {
         let iova = opened.iova(len);
         // SAFETY: the memory is reached through atomics alone, and `drop` unmaps it from the
         // device's address space before it unmaps it from ours.
-        unsafe {
-            opened
-                .space
-                .vfio_dma_map(iova, mapping.len, mapping.at.as_ptr())
-        }
-        .context("mapping memory for DMA")?;
-        Ok(Self {
-            mapping,
-            iova,
-            mapped_in: Some(Arc::clone(&opened.space)),
-        })
+        unsafe { opened.space.vfio_dma_map(iova, mapping.len, mapping.at.as_ptr()) }
+            .context("mapping memory for DMA")?;
+        Ok(Self { mapping, iova, mapped_in: Some(Arc::clone(&opened.space)) })
     }
 
     /// The bus address of byte `offset`.
@@ -47,9 +39,7 @@ impl DmaBuffer {
     /// Takes the memory away from the device; it stays readable here.
     pub(crate) fn unmap(&mut self) -> Result<()> {
         if let Some(space) = self.mapped_in.take() {
-            space
-                .vfio_dma_unmap(self.iova, self.mapping.len)
-                .context("unmapping memory")?;
+            space.vfio_dma_unmap(self.iova, self.mapping.len).context("unmapping memory")?;
         }
         Ok(())
     }
@@ -59,9 +49,7 @@ impl DmaBuffer {
     }
 
     pub(crate) fn store_u64(&self, offset: u64, value: u64) {
-        self.mapping
-            .word64(offset)
-            .store(value.to_le(), Ordering::Release);
+        self.mapping.word64(offset).store(value.to_le(), Ordering::Release);
     }
 
     pub(crate) fn load_u32(&self, offset: u64) -> u32 {
@@ -69,9 +57,7 @@ impl DmaBuffer {
     }
 
     pub(crate) fn store_u32(&self, offset: u64, value: u32) {
-        self.mapping
-            .word32(offset)
-            .store(value.to_le(), Ordering::Release);
+        self.mapping.word32(offset).store(value.to_le(), Ordering::Release);
     }
 
     pub(crate) fn fill(&self, byte: u8) {
@@ -119,15 +105,11 @@ impl Registers {
     }
 
     pub(crate) fn write32(&self, offset: u64, value: u32) {
-        self.0
-            .word32(offset)
-            .store(value.to_le(), Ordering::Release);
+        self.0.word32(offset).store(value.to_le(), Ordering::Release);
     }
 
     pub(crate) fn write64(&self, offset: u64, value: u64) {
-        self.0
-            .word64(offset)
-            .store(value.to_le(), Ordering::Release);
+        self.0.word64(offset).store(value.to_le(), Ordering::Release);
     }
 }
 
@@ -147,10 +129,7 @@ impl Mapping {
     }
 
     fn from_kernel(at: *mut c_void, len: usize) -> Result<Self> {
-        Ok(Self {
-            at: NonNull::new(at.cast()).context("mapped at address zero")?,
-            len,
-        })
+        Ok(Self { at: NonNull::new(at.cast()).context("mapped at address zero")?, len })
     }
 
     fn word64(&self, offset: u64) -> &AtomicU64 {

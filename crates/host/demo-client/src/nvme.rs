@@ -1,16 +1,14 @@
 //! An NVMe driver with one I/O queue (NVM Express Base 1.4).
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
-use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
-};
+use vfio_bindings::bindings::vfio::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::{DmaBuffer, Registers};
@@ -80,72 +78,37 @@ impl<'a> Controller<'a> {
         let mut command = [0; 2];
         device.region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut command, 4);
         let memory_and_bus_master = u16::from_le_bytes(command) | 0b110;
-        device.region_write(
-            VFIO_PCI_CONFIG_REGION_INDEX,
-            &memory_and_bus_master.to_le_bytes(),
-            4,
-        );
+        device.region_write(VFIO_PCI_CONFIG_REGION_INDEX, &memory_and_bus_master.to_le_bytes(), 4);
 
         let bar0 = device.get_region_offset(VFIO_PCI_BAR0_REGION_INDEX);
         let registers = Registers::new(opened, bar0, 0x2000)?;
         let stride = 4 << (registers.read64(reg::CAP) >> 32 & 0xf);
         let mut admin = Queue::new(opened, 0, stride)?;
-        let mut io = Queue::new(opened, 1, stride)?;
-        device
-            .enable_msix(vec![&admin.event, &io.event])
-            .context("enabling MSI-X")?;
+        let io = Queue::new(opened, 1, stride)?;
+        device.enable_msix(vec![&admin.event, &io.event]).context("enabling MSI-X")?;
 
         registers.write32(reg::CC, 0);
         wait(|| registers.read32(reg::CSTS) & 1 == 0).context("the controller stays enabled")?;
-        registers.write32(
-            reg::AQA,
-            u32::from(ENTRIES - 1) << 16 | u32::from(ENTRIES - 1),
-        );
+        registers.write32(reg::AQA, u32::from(ENTRIES - 1) << 16 | u32::from(ENTRIES - 1));
         registers.write64(reg::ASQ, admin.submissions.iova(0));
         registers.write64(reg::ACQ, admin.completions.iova(0));
         registers.write32(reg::CC, 4 << 20 | 6 << 16 | 1);
         wait(|| registers.read32(reg::CSTS) & 0b11 != 0)
             .context("the controller does not start")?;
-        ensure!(
-            registers.read32(reg::CSTS) & 0b11 == 1,
-            "the controller reports a fatal status"
-        );
+        ensure!(registers.read32(reg::CSTS) & 0b11 == 1, "the controller reports a fatal status");
 
         let identify = DmaBuffer::new(opened, PAGE)?;
-        admin.run(
-            &registers,
-            Entry::new(0x06).data(identify.iova(0)).dw(10, 1),
-        )?;
+        admin.run(&registers, Entry::new(0x06).data(identify.iova(0)).dw(10, 1))?;
         let mdts = identify.load_u32(76).to_le_bytes()[1];
-        let max_transfer = if mdts == 0 {
-            1 << 20
-        } else {
-            PAGE << mdts.min(8)
-        };
+        let max_transfer = if mdts == 0 { 1 << 20 } else { PAGE << mdts.min(8) };
 
         let size_and_id = u32::from(ENTRIES - 1) << 16 | 1;
-        let create = Entry::new(0x05)
-            .data(io.completions.iova(0))
-            .dw(10, size_and_id);
-        admin
-            .run(&registers, create.dw(11, 1 << 16 | 0b11))
-            .context("creating the I/O queue")?;
-        let create = Entry::new(0x01)
-            .data(io.submissions.iova(0))
-            .dw(10, size_and_id);
-        admin
-            .run(&registers, create.dw(11, 1 << 16 | 1))
-            .context("creating the I/O queue")?;
-        io.pending = 0;
+        let create = Entry::new(0x05).data(io.completions.iova(0)).dw(10, size_and_id);
+        admin.run(&registers, create.dw(11, 1 << 16 | 0b11)).context("creating the I/O queue")?;
+        let create = Entry::new(0x01).data(io.submissions.iova(0)).dw(10, size_and_id);
+        admin.run(&registers, create.dw(11, 1 << 16 | 1)).context("creating the I/O queue")?;
         let lists = DmaBuffer::new(opened, PAGE * u64::from(ENTRIES))?;
-        Ok(Self {
-            opened,
-            registers,
-            admin,
-            io,
-            lists,
-            max_transfer,
-        })
+        Ok(Self { opened, registers, admin, io, lists, max_transfer })
     }
 
     /// The most bytes that one command may move.
@@ -157,20 +120,11 @@ impl<'a> Controller<'a> {
     pub(crate) fn namespace(&mut self, id: u32) -> Result<Namespace> {
         let identify = DmaBuffer::new(self.opened, PAGE)?;
         let entry = Entry::new(0x06).dw(1, id).data(identify.iova(0));
-        self.admin
-            .run(&self.registers, entry)
-            .context("identifying the namespace")?;
+        self.admin.run(&self.registers, entry).context("identifying the namespace")?;
         let format = u64::from(identify.load_u32(24).to_le_bytes()[2] & 0xf);
         let block_shift = u32::from(identify.load_u32(128 + 4 * format).to_le_bytes()[2]);
-        ensure!(
-            (9..=12).contains(&block_shift),
-            "blocks of 2^{block_shift} bytes"
-        );
-        Ok(Namespace {
-            id,
-            blocks: identify.load_u64(0),
-            block_shift,
-        })
+        ensure!((9..=12).contains(&block_shift), "blocks of 2^{block_shift} bytes");
+        Ok(Namespace { id, blocks: identify.load_u64(0), block_shift })
     }
 
     /// Submits a transfer of `len` bytes between byte `offset` of the namespace and byte `at` of a
@@ -190,8 +144,7 @@ impl<'a> Controller<'a> {
             2 => buffer.iova(at + PAGE),
             pages => {
                 for page in 1..pages {
-                    self.lists
-                        .store_u64(list + (page - 1) * 8, buffer.iova(at + page * PAGE));
+                    self.lists.store_u64(list + (page - 1) * 8, buffer.iova(at + page * PAGE));
                 }
                 self.lists.iova(list)
             }
@@ -257,8 +210,7 @@ impl Queue {
     fn submit(&mut self, registers: &Registers, entry: Entry) -> Result<()> {
         ensure!(self.pending < ENTRIES - 1, "the queue is full");
         for (index, word) in (0..).step_by(4).zip(entry.with_id(self.tail).0) {
-            self.submissions
-                .store_u32(u64::from(self.tail) * 64 + index, word);
+            self.submissions.store_u32(u64::from(self.tail) * 64 + index, word);
         }
         self.tail = (self.tail + 1) % ENTRIES;
         self.pending += 1;
@@ -271,7 +223,7 @@ impl Queue {
         while self.pending > 0 {
             let at = u64::from(self.head) * 16;
             let last = self.completions.load_u32(at + 12);
-            let [status, id] = [(last >> 16) as u16, last as u16];
+            let [status, id] = [(last >> 16) as u16, (last & 0xffff) as u16];
             if (status & 1 == 1) != self.phase {
                 self.wait_for_interrupt()?;
                 continue;
@@ -296,26 +248,13 @@ impl Queue {
     }
 
     fn wait_for_interrupt(&self) -> Result<()> {
-        let timeout = Timespec {
-            tv_sec: 10,
-            tv_nsec: 0,
-        };
-        let event = &self.event;
-        // SAFETY: `event` keeps its descriptor open for as long as it is borrowed.
-        let fd =
-            unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
-        if poll(
-            &mut [PollFd::new(&fd.as_fd(), PollFlags::IN)],
-            Some(&timeout),
-        )? == 0
-        {
-            bail!(
-                "queue {}: no interrupt in 10 s with {} commands pending",
-                self.id,
-                self.pending
-            );
+        let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
+        // SAFETY: `self.event` keeps its descriptor open for as long as it is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) };
+        if poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout))? == 0 {
+            bail!("queue {}: no interrupt in 10 s with {} commands pending", self.id, self.pending);
         }
-        event.read().context("reading the eventfd")?;
+        self.event.read().context("reading the eventfd")?;
         Ok(())
     }
 
@@ -355,17 +294,13 @@ impl Entry {
 }
 
 fn halves(value: u64) -> [u32; 2] {
-    [value as u32, (value >> 32) as u32]
+    [(value & 0xffff_ffff) as u32, (value >> 32) as u32]
 }
 
 fn wait(condition: impl Fn() -> bool) -> Result<()> {
     let start = Instant::now();
     while !condition() {
-        ensure!(
-            start.elapsed() < TIMEOUT,
-            "timed out after {} s",
-            TIMEOUT.as_secs()
-        );
+        ensure!(start.elapsed() < TIMEOUT, "timed out after {} s", TIMEOUT.as_secs());
         thread::sleep(Duration::from_micros(50));
     }
     Ok(())

@@ -49,19 +49,14 @@ impl Way {
         };
         let device = VfioDevice::new(&sysfs, Arc::clone(&space), true)
             .with_context(|| format!("opening {bdf} through {self}"))?;
-        Ok(Opened {
-            device,
-            space,
-            next_iova: AtomicU64::new(1 << 30),
-        })
+        Ok(Opened { device, space, next_iova: AtomicU64::new(1 << 30) })
     }
 }
 
 impl Opened {
     /// IOVAs for `len` bytes that were not used before.
     pub(crate) fn iova(&self, len: u64) -> u64 {
-        self.next_iova
-            .fetch_add(len.next_multiple_of(1 << 21), Ordering::Relaxed)
+        self.next_iova.fetch_add(len.next_multiple_of(1 << 21), Ordering::Relaxed)
     }
 
     /// A descriptor of the device that may be mapped.
