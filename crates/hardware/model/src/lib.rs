@@ -3,10 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config_space;
 pub mod dma;
 pub mod iommu;
+pub mod msix;
 pub mod pci;
 
+pub use config_space::{Capabilities, ConfigSpace, Header, MsiLayout, MsixLayout};
 pub use dma::{DmaError, DmaRequest, DmaSegment, Upstream};
 pub use iommu::{Access, IommuPort, Translation};
+pub use msix::{Msix, MsixGate};
 pub use pci::{Bar, BarKind, Msi, PciFunction, RegisterFile, Service};
