@@ -115,10 +115,6 @@ pub trait Driver: Send + Sync {
 
     /// Moves the device's requests from `old` to `domain`. On an error the device is still attached
     /// to `old`. `Blocked` cannot fail.
-    fn attach(
-        &self,
-        device: RequesterId,
-        domain: &Domain,
-        old: &Domain,
-    ) -> Result<(), AttachError>;
+    fn attach(&self, device: RequesterId, domain: &Domain, old: &Domain)
+    -> Result<(), AttachError>;
 }

@@ -39,6 +39,8 @@ errors! {
         OutOfMemory => ENOMEM, "out of memory for the device's tables";
         /// The hardware did not answer a command.
         Hardware => EIO, "the IOMMU does not complete commands";
+        /// The device does not go together with the domain of its group.
+        Incompatible => EINVAL, "the domain of the device's group does not fit the device";
     }
 }
 
@@ -82,6 +84,9 @@ errors! {
         Owned => EPERM, "the group's DMA has another owner";
         /// The group is attached to a domain that is not its default one, or has PASIDs attached.
         Busy => EBUSY, "the group is attached to a domain";
+        /// Firmware demands that a device of the group keeps a direct mapping, so that it cannot be
+        /// blocked.
+        DirectMapped => EINVAL, "firmware demands a direct mapping for a device of the group";
         /// No memory for a blocking domain.
         OutOfMemory => ENOMEM, "out of memory for a blocking domain";
         /// The hardware does not answer.

@@ -10,17 +10,22 @@
 
 extern crate alloc;
 
-pub mod subsystem;
+mod attach;
+mod default_domain;
 pub mod domain;
 pub mod driver;
 pub mod error;
 pub mod fault;
-pub mod group;
+mod group;
+mod ownership;
 pub mod pci;
+mod reserved;
+pub mod subsystem;
 
-pub use subsystem::{DeviceId, GroupId, Iommu, Owner};
+pub use default_domain::DefaultDomain;
 pub use domain::{Domain, Geometry, PagingDomain};
 pub use driver::{AllocFlags, Capability, Driver, HwInfo, ReservedKind, ReservedRegion, UserData};
 pub use error::{AllocError, AttachError, ClaimError, MapError, ProbeError};
 pub use fault::{FaultReason, FaultReport, FaultSink};
 pub use pci::{Acs, PciFunctionInfo, PciKind};
+pub use subsystem::{DeviceId, GroupId, Iommu, Owner};

@@ -1,20 +1,28 @@
-//! The core itself: devices, groups, attachment, ownership.
+//! The core itself: the devices of a machine and their groups.
 
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use lychgate_types::Bdf;
 
+use crate::default_domain::{self, DefaultDomain};
 use crate::domain::{Domain, PagingDomain};
-use crate::driver::{AllocFlags, Capability, Driver, HwInfo, ReservedRegion, UserData};
-use crate::error::{AllocError, AttachError, ClaimError, ProbeError};
+use crate::driver::{
+    AllocFlags, Capability, Driver, HwInfo, ReservedKind, ReservedRegion, UserData,
+};
+use crate::error::{AllocError, AttachError, ProbeError};
+use crate::group::{Set, Topology};
+use crate::ownership::Claim;
 use crate::pci::PciFunctionInfo;
+use crate::reserved;
 
 /// A device that the core manages. Never reused in the life of an [`Iommu`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DeviceId(u32);
 
-/// A group of devices. The number is the one in `/sys/kernel/iommu_groups`.
+/// A group of devices. The number is the one in `/sys/kernel/iommu_groups`; it is never reused in
+/// the life of an [`Iommu`], and the group ends with its last device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct GroupId(u32);
 
@@ -32,80 +40,150 @@ pub struct Owner(pub u64);
 /// The devices of a machine, their groups, and what each group is attached to.
 #[derive(Default)]
 pub struct Iommu {
-    _private: (),
+    policy: DefaultDomain,
+    topology: Topology,
+    pub(crate) devices: BTreeMap<DeviceId, Device>,
+    pub(crate) groups: BTreeMap<GroupId, Group>,
+    next_device: u32,
+    next_group: u32,
+}
+
+/// What the core knows of a device.
+pub(crate) struct Device {
+    pub(crate) info: PciFunctionInfo,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) group: GroupId,
+    /// What its driver attached it to: the domain of the group, except for a device whose driver
+    /// failed when there was no way back.
+    pub(crate) domain: Domain,
+    /// Whether firmware demands a direct mapping (`require_direct`).
+    pub(crate) needs_direct: bool,
+    /// Claims of user space on this device.
+    pub(crate) claims: u32,
+    /// Kernel drivers that use the DMA API through this device.
+    pub(crate) drivers: u32,
+}
+
+/// Devices that are attached together.
+pub(crate) struct Group {
+    set: Set,
+    pub(crate) devices: Vec<DeviceId>,
+    pub(crate) default: Domain,
+    pub(crate) domain: Domain,
+    pub(crate) claim: Claim,
 }
 
 impl Iommu {
-    /// No device yet.
+    /// No device yet; groups get the identity domain by default.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// No device yet; groups get the default domain that `policy` names.
+    pub fn with_default_domain(policy: DefaultDomain) -> Self {
+        Self { policy, ..Self::default() }
+    }
+
     /// Adds a function to the topology without an IOMMU driver: a bridge or a port, which only
-    /// matters for grouping. Parents come before their children.
+    /// matters for grouping. Parents come before their children; a parent that does not is taken
+    /// for a port that isolates nothing until it comes. A second function at one address is ignored.
     pub fn add_bridge(&mut self, info: PciFunctionInfo) {
-        todo!()
+        self.topology.add(info);
     }
 
     /// Adds a function behind the IOMMU that `driver` drives, forms or joins its group
-    /// (`pci_device_group`), and attaches it to the group's default domain.
+    /// (`pci_device_group`), and attaches it to the group's current domain: the default one, unless
+    /// an owner has the group.
+    ///
+    /// `Exists` when there is a function at its address. `Incompatible` when the device cannot be
+    /// attached to what its group is attached to.
     pub fn add_pci(
         &mut self,
         info: PciFunctionInfo,
         driver: Arc<dyn Driver>,
     ) -> Result<DeviceId, ProbeError> {
-        todo!()
+        let (bdf, requester) = (info.bdf, info.bdf.requester);
+        let aliases = self.topology.aliases(&info);
+        let set = self.topology.add(info.clone()).ok_or(ProbeError::Exists)?;
+        if let Err(error) = driver.probe(requester, &aliases) {
+            self.topology.remove(bdf);
+            return Err(error);
+        }
+        let result = self.enter(info, Arc::clone(&driver), set);
+        if result.is_err() {
+            driver.release(requester);
+            self.topology.remove(bdf);
+        }
+        result
     }
 
-    /// Takes a device away. Its DMA stays blocked.
+    /// Takes a device away, with the claims on it. Its DMA stays blocked. A group ends with its
+    /// last device.
     pub fn remove(&mut self, device: DeviceId) {
-        todo!()
+        let Some(gone) = self.devices.remove(&device) else {
+            return;
+        };
+        gone.driver.release(gone.info.bdf.requester);
+        self.topology.remove(gone.info.bdf);
+        self.leave(device, gone.group);
+        self.drop_claims(gone.group, gone.claims.max(gone.drivers));
     }
 
     /// The device at a PCI address.
     pub fn find(&self, bdf: Bdf) -> Option<DeviceId> {
-        todo!()
+        let (id, _) = self.devices.iter().find(|(_, device)| device.info.bdf == bdf)?;
+        Some(*id)
     }
 
     /// Where the device is.
     pub fn bdf(&self, device: DeviceId) -> Option<Bdf> {
-        todo!()
+        self.devices.get(&device).map(|device| device.info.bdf)
     }
 
     /// The device's group.
     pub fn group(&self, device: DeviceId) -> Option<GroupId> {
-        todo!()
+        self.devices.get(&device).map(|device| device.group)
     }
 
     /// The devices of a group, in the order in which they were added.
     pub fn group_devices(&self, group: GroupId) -> Vec<DeviceId> {
-        todo!()
+        self.groups.get(&group).map(|group| group.devices.clone()).unwrap_or_default()
     }
 
     /// All groups, ascending.
     pub fn groups(&self) -> Vec<GroupId> {
-        todo!()
+        self.groups.keys().copied().collect()
     }
 
     /// What the group's requests without PASID are attached to.
     pub fn group_domain(&self, group: GroupId) -> Option<Domain> {
-        todo!()
+        self.groups.get(&group).map(|group| group.domain.clone())
     }
 
     /// The reserved regions of all devices of a group, sorted and merged per kind
     /// (`iommu_get_group_resv_regions`).
     pub fn reserved_regions(&self, group: GroupId) -> Vec<ReservedRegion> {
-        todo!()
+        let mut regions = Vec::new();
+        for id in self.groups.get(&group).map_or(&[][..], |g| &g.devices) {
+            if let Some(device) = self.devices.get(id) {
+                let bdf = device.info.bdf;
+                regions.extend(device.driver.reserved_regions(bdf.requester));
+            }
+        }
+        reserved::merge(regions)
     }
 
     /// Whether the device's IOMMU has a capability; false for an unknown device.
     pub fn capable(&self, device: DeviceId, capability: Capability) -> bool {
-        todo!()
+        self.devices
+            .get(&device)
+            .is_some_and(|device| device.driver.capable(device.info.bdf.requester, capability))
     }
 
     /// What the device's IOMMU is. `kind` as in [`Driver::hw_info`].
     pub fn hw_info(&self, device: DeviceId, kind: u32) -> Option<HwInfo> {
-        todo!()
+        let device = self.devices.get(&device)?;
+        device.driver.hw_info(device.info.bdf.requester, kind)
     }
 
     /// Allocates a paging domain that suits the device.
@@ -115,63 +193,86 @@ impl Iommu {
         flags: AllocFlags,
         data: Option<UserData<'_>>,
     ) -> Result<Arc<dyn PagingDomain>, AllocError> {
-        todo!()
+        let device = self.devices.get(&device).ok_or(AllocError::NoDevice)?;
+        device.driver.alloc_paging(device.info.bdf.requester, flags, data)
     }
 
-    /// Attaches the device's whole group to `domain`, from whatever an owner had attached before:
-    /// attach and replace in one (`iommu_attach_group`, `iommu_group_replace_domain`). Devices that
-    /// had moved when one fails are put back, and the group keeps its old domain.
-    ///
-    /// `Busy` unless the group's DMA is claimed by `owner`.
-    pub fn attach_group(
+    /// Makes a probed function a device of its group.
+    fn enter(
         &mut self,
-        group: GroupId,
-        owner: Owner,
-        domain: Domain,
-    ) -> Result<(), AttachError> {
-        todo!()
+        info: PciFunctionInfo,
+        driver: Arc<dyn Driver>,
+        set: Set,
+    ) -> Result<DeviceId, ProbeError> {
+        let regions = driver.reserved_regions(info.bdf.requester);
+        let needs_direct = regions.iter().any(|region| region.kind == ReservedKind::Direct);
+        let joined = self.groups.iter().find(|(_, group)| group.set == set);
+        let (group, default) = match joined {
+            Some((id, group)) => (*id, group.default.clone()),
+            None => {
+                let requester = info.bdf.requester;
+                let default = self.policy.for_group(driver.as_ref(), requester, needs_direct)?;
+                (self.new_group(set, default.clone()), default)
+            }
+        };
+        let id = DeviceId(self.next_device);
+        self.next_device = self.next_device.wrapping_add(1);
+        let device = Device {
+            info,
+            driver,
+            group,
+            domain: Domain::Blocked,
+            needs_direct,
+            claims: 0,
+            drivers: 0,
+        };
+        self.devices.insert(id, device);
+        if let Some(state) = self.groups.get_mut(&group) {
+            state.devices.push(id);
+        }
+        let mapped = match &default {
+            Domain::Paging(domain) => default_domain::map_direct(domain, &regions),
+            _ => Ok(()),
+        };
+        let attached = mapped.and_then(|()| self.join(id, group).map_err(probe_error));
+        if let Err(error) = attached {
+            self.devices.remove(&id);
+            self.leave(id, group);
+            return Err(error);
+        }
+        Ok(id)
     }
 
-    /// Detaches the group: blocked while it has an owner. Cannot fail.
-    pub fn detach_group(&mut self, group: GroupId) {
-        todo!()
+    fn new_group(&mut self, set: Set, default: Domain) -> GroupId {
+        let id = GroupId(self.next_group);
+        self.next_group = self.next_group.wrapping_add(1);
+        let group = Group {
+            set,
+            devices: Vec::new(),
+            domain: default.clone(),
+            default,
+            claim: Claim::Free,
+        };
+        self.groups.insert(id, group);
+        id
     }
 
-    /// Claims the DMA of the device's group for user space and blocks it
-    /// (`iommu_device_claim_dma_owner`). The same owner may claim once per device.
-    pub fn claim_dma_owner(&mut self, device: DeviceId, owner: Owner) -> Result<(), ClaimError> {
-        todo!()
+    /// Takes a device off its group, and the group away with its last device.
+    fn leave(&mut self, device: DeviceId, group: GroupId) {
+        if let Some(state) = self.groups.get_mut(&group) {
+            state.devices.retain(|id| *id != device);
+            if state.devices.is_empty() {
+                self.groups.remove(&group);
+            }
+        }
     }
+}
 
-    /// Undoes one claim; the last one puts the group back to its default domain.
-    pub fn release_dma_owner(&mut self, device: DeviceId) {
-        todo!()
-    }
-
-    /// Claims a whole group for an owner that opened it as a group
-    /// (`iommu_group_claim_dma_owner`): `Owned` if anybody, `owner` too, uses it.
-    pub fn claim_group(&mut self, group: GroupId, owner: Owner) -> Result<(), ClaimError> {
-        todo!()
-    }
-
-    /// Undoes [`Iommu::claim_group`].
-    pub fn release_group(&mut self, group: GroupId) {
-        todo!()
-    }
-
-    /// Whether somebody owns the group's DMA: a kernel driver through the DMA API or user space
-    /// (`iommu_group_dma_owner_claimed`).
-    pub fn group_owned(&self, group: GroupId) -> bool {
-        todo!()
-    }
-
-    /// A kernel driver binds to the device and wants the DMA API (`iommu_device_use_default_domain`).
-    pub fn use_default_domain(&mut self, device: DeviceId) -> Result<(), ClaimError> {
-        todo!()
-    }
-
-    /// Undoes [`Iommu::use_default_domain`].
-    pub fn unuse_default_domain(&mut self, device: DeviceId) {
-        todo!()
+fn probe_error(error: AttachError) -> ProbeError {
+    match error {
+        AttachError::Incompatible | AttachError::Busy => ProbeError::Incompatible,
+        AttachError::OutOfMemory => ProbeError::OutOfMemory,
+        AttachError::Hardware => ProbeError::Hardware,
+        AttachError::NoDevice => ProbeError::NoIommu,
     }
 }
