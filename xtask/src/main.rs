@@ -1,2 +1,42 @@
 //! The project's own tasks.
-fn main() {}
+
+mod ci;
+mod qemu_root;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+/// The project's own tasks.
+#[derive(Parser)]
+enum Task {
+    /// Everything that must hold before a change lands: format, lints, documentation, tests.
+    Ci,
+    /// Builds a throw-away Debian root with the newest QEMU, for the tests that boot it.
+    QemuRoot {
+        /// A directory that does not exist yet, or that an earlier run has filled.
+        directory: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Ci => ci::check(),
+        Task::QemuRoot { directory } => qemu_root::build(&directory),
+    }
+}
+
+/// Runs a command and fails when it does.
+fn run(command: &mut Command) -> Result<()> {
+    eprintln!("xtask: {}", describe(command));
+    let status = command.status().with_context(|| format!("starting {}", describe(command)))?;
+    ensure!(status.success(), "{} failed: {status}", describe(command));
+    Ok(())
+}
+
+fn describe(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
