@@ -1,0 +1,1 @@
+//! The model: registers and behaviour.
