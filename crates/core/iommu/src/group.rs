@@ -85,7 +85,7 @@ impl Topology {
         self.set_of_alias_bridge(info)
             .or_else(|| self.set_above_isolation(info))
             .or_else(|| self.set_of_aliased_sibling(info))
-            .or_else(|| self.set_of_other_function(info))
+            .or_else(|| self.set_of_neighbour(info))
     }
 
     /// Below a bridge that puts another requester id on requests, nothing can be told apart.
@@ -117,20 +117,35 @@ impl Topology {
             .map(|other| other.set)
     }
 
-    /// Functions of one multifunction device may exchange requests inside it, unless ACS says that
-    /// each of them does not.
-    fn set_of_other_function(&self, info: &PciFunctionInfo) -> Option<Set> {
-        if !info.multifunction || isolates(info) {
+    /// Functions of one multifunction device may exchange requests inside it, and so may the
+    /// downstream ports of one switch, unless ACS says that each of them does not.
+    fn set_of_neighbour(&self, info: &PciFunctionInfo) -> Option<Set> {
+        if isolates(info) {
             return None;
         }
         self.functions
             .values()
-            .filter(|other| same_bus(info.bdf, other.info.bdf))
+            .filter(|other| same_bus(info.bdf, other.info.bdf) && !isolates(&other.info))
             .find(|other| {
-                other.info.bdf.requester.device() == info.bdf.requester.device()
-                    && !isolates(&other.info)
+                self.same_device(info, &other.info) || self.same_switch(info, &other.info)
             })
             .map(|other| other.set)
+    }
+
+    fn same_device(&self, a: &PciFunctionInfo, b: &PciFunctionInfo) -> bool {
+        a.multifunction && a.bdf.requester.device() == b.bdf.requester.device()
+    }
+
+    /// Linux asks this of the functions of one device only, and so keeps apart what two ports of a
+    /// switch let talk to each other.
+    fn same_switch(&self, a: &PciFunctionInfo, b: &PciFunctionInfo) -> bool {
+        let below_upstream_port = a
+            .parent
+            .and_then(|parent| self.functions.get(&parent))
+            .is_some_and(|parent| parent.info.kind == PciKind::UpstreamPort);
+        below_upstream_port
+            && a.parent == b.parent
+            && [a.kind, b.kind] == [PciKind::DownstreamPort; 2]
     }
 
     /// The bridges above a function that give its requests another requester id, with that id.

@@ -1,0 +1,12 @@
+//! The core with a driver that remembers what it was told.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests fail by panicking; clippy sees only `#[test]` functions as tests"
+)]
+
+mod fake;
+mod groups;
+mod ownership;
+mod random_operations;
