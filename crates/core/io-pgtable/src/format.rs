@@ -1,0 +1,160 @@
+//! What a page-table format is: where its bits lie, as constants and functions that fold.
+//!
+//! The walker in [`crate::PageTable`] is compiled once per format, so a shift or a mask that a
+//! format states becomes a constant of the code. A format never reaches memory.
+//!
+//! Levels count from 0, the tables whose entries map single granules, upwards. AMD and VT-d call
+//! that level 1; Arm counts downwards from the root.
+
+use core::fmt;
+
+use lychgate_types::{PhysAddr, Prot};
+
+mod amd_v1;
+
+pub use amd_v1::{AmdV1, AmdV1Options};
+
+/// Levels of the deepest format (AMD v1, Mode 6).
+pub const LEVELS_LIMIT: usize = 6;
+
+/// The facts of one page-table format.
+///
+/// Entries are passed in the host's byte order; the walker converts. An entry of 0 is not present
+/// in every format, and an entry is not present when its bits 5:0 are clear: the walker
+/// relies on the first to clear entries, on the second to link dead tables through their word 0.
+///
+/// A *leaf* maps a page. Its size may be greater than what one entry of its level spans: then the
+/// page is a *contiguous run* of entries in one table, whose first is [`Format::leaf`] and in which
+/// each next one differs by [`Format::replica_step`].
+pub trait Format: Send + Sync + 'static {
+    /// Choices that software makes once per table and that change entries: forced coherence,
+    /// shareability, quirks.
+    type Options: Copy + fmt::Debug + Send + Sync;
+
+    /// Name, as Linux's generic_pt or io-pgtable spells it.
+    const NAME: &'static str;
+
+    /// log2 of the smallest page in bytes.
+    const GRANULE_SHIFT: u32;
+
+    /// IOVA bits that one level decodes; a table below the root has 2^`INDEX_BITS` entries.
+    const INDEX_BITS: u32;
+
+    /// Greatest number of levels, at most [`LEVELS_LIMIT`].
+    const MAX_LEVELS: u32;
+
+    /// IOVA bits that a root may decode beyond `INDEX_BITS`, for concatenated roots (Arm stage 2,
+    /// RISC-V x4): the root is then one naturally aligned block of tables.
+    const ROOT_EXTRA_BITS: u32 = 0;
+
+    /// Greatest width of an IOVA in bits.
+    const MAX_IOVA_BITS: u32;
+
+    /// Greatest width of a physical address in bits.
+    const MAX_OUTPUT_BITS: u32;
+
+    /// Whether hardware takes root and level count together, so that a level can be put on top of
+    /// a table in use.
+    const GROWS: bool = false;
+
+    /// Physical addresses whose bits from here up are equal differ in their entries by
+    /// [`Format::address`] of their difference. Below 64 where the address field is not in one
+    /// piece (Arm, 64 KiB granule, 52 bits).
+    const LINEAR_BITS: u32 = 64;
+
+    /// A bit of table entries that hardware ignores, set by software once the entry has been
+    /// cleaned from the caches; 0 where hardware always snoops. Without it a thread could
+    /// rely on a table whose entry another thread has stored but not cleaned.
+    const CLEAN_DONE: u64 = 0;
+
+    /// Whether hardware can record writes in the entries.
+    const TRACKS_DIRTY: bool = false;
+
+    /// Page sizes whose leaves lie at `level`: bit n for 2^n bytes. Contiguous runs included.
+    fn leaf_sizes(level: u32) -> u64;
+
+    /// The bits of a leaf that depend on permissions and options alone; `None` when the format
+    /// cannot express them.
+    fn attributes(options: &Self::Options, prot: Prot) -> Option<u64>;
+
+    /// The permissions of a leaf.
+    fn prot(level: u32, entry: u64) -> Prot;
+
+    /// The address field of an entry.
+    fn address(phys: PhysAddr) -> u64;
+
+    /// The first entry of a leaf of 2^`shift` bytes at `level`, where `phys` is a multiple of its
+    /// size and `attributes` is what [`Format::attributes`] gave.
+    fn leaf(level: u32, shift: u32, phys: PhysAddr, attributes: u64) -> u64;
+
+    /// By how much each next entry of a contiguous run of 2^`shift` bytes at `level` differs.
+    fn replica_step(level: u32, shift: u32) -> u64 {
+        let _ = (level, shift);
+        0
+    }
+
+    /// An entry at `level` that leads to the table `phys` at `level - 1`.
+    fn table(options: &Self::Options, level: u32, phys: PhysAddr) -> u64;
+
+    /// Whether hardware looks at the entry at all.
+    fn is_present(entry: u64) -> bool;
+
+    /// Whether a present entry at `level` leads to a table.
+    fn is_table(level: u32, entry: u64) -> bool;
+
+    /// Where a table entry leads.
+    fn table_address(entry: u64) -> PhysAddr;
+
+    /// log2 of the size of a present leaf at `level`, at most 63 whatever the entry.
+    fn leaf_shift(level: u32, entry: u64) -> u32;
+
+    /// First byte of the page that a present leaf at `level` maps.
+    fn leaf_address(level: u32, entry: u64) -> PhysAddr;
+
+    /// A mask and a value. An entry whose masked bits equal the value is a present leaf of exactly
+    /// the size that one entry of `level` spans. Others may be too: the walker looks at
+    /// those one by one.
+    fn plain_leaf(level: u32) -> (u64, u64);
+
+    /// Whether hardware has recorded a write in this entry of a leaf.
+    fn is_dirty(entry: u64) -> bool {
+        let _ = entry;
+        false
+    }
+
+    /// What to replace an entry by that [`Format::is_dirty`], for the next write to be recorded.
+    fn make_clean(entry: u64) -> u64 {
+        entry
+    }
+}
+
+/// log2 of the bytes that one entry of `level` spans.
+pub(crate) const fn item_shift<F: Format>(level: u32) -> u32 {
+    F::GRANULE_SHIFT + F::INDEX_BITS * level
+}
+
+/// log2 of the bytes that one table of `level`, not a root, spans; may exceed 63.
+pub(crate) const fn span_shift<F: Format>(level: u32) -> u32 {
+    item_shift::<F>(level + 1)
+}
+
+/// Entries that a leaf of 2^`shift` bytes takes at `level`; never more than a table has.
+#[inline(always)]
+pub(crate) const fn leaf_entries<F: Format>(level: u32, shift: u32) -> usize {
+    let bits = shift.saturating_sub(item_shift::<F>(level));
+    if bits > F::INDEX_BITS {
+        return table_entries::<F>();
+    }
+    1 << bits
+}
+
+/// Entries of a table below the root.
+pub(crate) const fn table_entries<F: Format>() -> usize {
+    1 << F::INDEX_BITS
+}
+
+/// Bytes to allocate for a table whose root is `extra` bits wider than others.
+pub(crate) const fn table_bytes<F: Format>(extra: u32) -> u64 {
+    let bytes = 8 << (F::INDEX_BITS + extra);
+    if bytes < 4096 { 4096 } else { bytes }
+}

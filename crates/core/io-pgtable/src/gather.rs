@@ -1,0 +1,134 @@
+//! What a change of the tables leaves to do: caches to invalidate, tables to free afterwards.
+
+use core::fmt;
+use core::ops::RangeInclusive;
+use core::sync::atomic::Ordering;
+
+use lychgate_types::{Iova, Pages, PhysAddr};
+
+/// Collects what changes of one or more page tables ask for (`struct iommu_iotlb_gather`).
+///
+/// A gather that is not [empty](Self::is_empty) must be followed by an invalidation of
+/// [`range`](Self::range), which also drops cached table entries if
+/// [`removed_tables`](Self::removed_tables) (AMD: PDE=1); only when that has completed, by
+/// [`release`](Self::release). Dropping a gather instead leaks the tables in it.
+///
+/// Until the invalidation hardware may go on using what was unmapped: a table that lost all of
+/// its range keeps its leaves, so a cached entry that leads to it still translates. That is what
+/// a stale IOTLB entry does too, and the same invalidation ends both.
+///
+/// Collecting needs no memory: dead tables are chained through their own word 0. Bits 51:12 hold
+/// the address of the next one, bits 63:58 log2 of its size; the bits below 12, where formats keep
+/// "present", "accessed" and "dirty", are clear and not relied on, as hardware may still set
+/// the latter.
+#[must_use = "tables in it are freed by `release` alone"]
+pub struct Gather {
+    first: u64,
+    last: u64,
+    leaf_sizes: u64,
+    table_levels: u8,
+    dead: u64,
+    dead_count: usize,
+}
+
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const SIZE_SHIFT: u32 = 58;
+
+impl Gather {
+    /// Nothing to do.
+    pub const fn new() -> Self {
+        Self { first: u64::MAX, last: 0, leaf_sizes: 0, table_levels: 0, dead: 0, dead_count: 0 }
+    }
+
+    /// Whether there is nothing to invalidate and nothing to free.
+    pub const fn is_empty(&self) -> bool {
+        self.first > self.last && self.dead == 0
+    }
+
+    /// The smallest range that covers every change, both ends included; `None` when there was none.
+    pub fn range(&self) -> Option<RangeInclusive<Iova>> {
+        (self.first <= self.last).then(|| Iova::new(self.first)..=Iova::new(self.last))
+    }
+
+    /// Whether tables were taken out, so that hardware must also forget entries that lead to tables.
+    pub const fn removed_tables(&self) -> bool {
+        self.table_levels != 0
+    }
+
+    /// Levels whose entries led to tables that were taken out: bit n for level n, 0 being
+    /// the level of granules. For architectures whose commands name a level (Arm TTL, RISC-V).
+    pub const fn table_levels(&self) -> u8 {
+        self.table_levels
+    }
+
+    /// Sizes of the leaves that were changed: bit n for 2^n bytes.
+    pub const fn leaf_sizes(&self) -> u64 {
+        self.leaf_sizes
+    }
+
+    /// Tables that wait to be freed.
+    pub const fn dead_tables(&self) -> usize {
+        self.dead_count
+    }
+
+    /// Gives the dead tables back to `pages`, which they came from, and makes the gather
+    /// empty. The caller has invalidated as [`Gather`] says and waited for completion.
+    pub fn release<P: Pages + ?Sized>(&mut self, pages: &P) {
+        let mut link = self.dead;
+        while link != 0 {
+            let at = PhysAddr::new(link & ADDRESS);
+            let bytes = 1 << (link >> SIZE_SHIFT);
+            let Some(word) = pages.words(at, 1).first() else {
+                break;
+            };
+            link = u64::from_le(word.load(Ordering::Relaxed));
+            pages.free(at, bytes);
+        }
+        *self = Self::new();
+    }
+
+    /// Records that `len` bytes from `iova`, not 0, changed.
+    pub(crate) const fn add(&mut self, iova: u64, len: u64) {
+        if iova < self.first {
+            self.first = iova;
+        }
+        let last = iova.wrapping_add(len.wrapping_sub(1));
+        if last > self.last {
+            self.last = last;
+        }
+    }
+
+    /// Records leaves of 2^`shift` bytes.
+    pub(crate) const fn add_leaf(&mut self, shift: u32) {
+        self.leaf_sizes |= 1 << (shift & 63);
+    }
+
+    /// Takes a table out of which an entry at `level` led. Its word 0 is overwritten.
+    pub(crate) fn bury<P: Pages>(&mut self, pages: &P, table: PhysAddr, bytes: u64, level: u32) {
+        self.table_levels |= 1 << level;
+        let Some(word) = pages.words(table, 1).first() else {
+            return;
+        };
+        word.store(self.dead.to_le(), Ordering::Relaxed);
+        let size = u64::from(bytes.trailing_zeros());
+        self.dead = (table.get() & ADDRESS) | size << SIZE_SHIFT;
+        self.dead_count += 1;
+    }
+}
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Gather {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gather")
+            .field("range", &self.range())
+            .field("table_levels", &format_args!("{:#b}", self.table_levels))
+            .field("leaf_sizes", &format_args!("{:#x}", self.leaf_sizes))
+            .field("dead_tables", &self.dead_count)
+            .finish()
+    }
+}

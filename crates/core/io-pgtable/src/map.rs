@@ -1,0 +1,477 @@
+//! Mapping: runs of frames become leaves, the largest that fit.
+
+use core::sync::atomic::AtomicU64;
+
+use lychgate_types::{Iova, Pages, PhysAddr, PhysRun, Prot};
+
+use crate::error::Error;
+use crate::format::{Format, LEVELS_LIMIT, item_shift, span_shift, table_bytes, table_entries};
+use crate::gather::Gather;
+use crate::table::{PageTable, Root};
+use crate::words;
+
+impl<F: Format, P: Pages> PageTable<F, P> {
+    /// Maps `len` bytes from `iova` to consecutive physical memory from `phys`: a
+    /// [`PageTable::map_batch`] of one run.
+    ///
+    /// # Errors
+    /// As [`PageTable::map_batch`].
+    #[inline]
+    pub fn map(
+        &self,
+        iova: Iova,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+        gather: &mut Gather,
+    ) -> Result<(), Error> {
+        self.map_batch(iova, &[PhysRun { start: phys, len }], prot, gather).map(|_| ())
+    }
+
+    /// Maps the frames of `runs`, in order, at consecutive IOVAs from `iova`, with the largest
+    /// leaves that both addresses allow; runs that continue each other count as one. Gives the number
+    /// of bytes.
+    ///
+    /// Empty tables in the way of a large leaf are taken out through `gather`.
+    ///
+    /// # Errors
+    /// On an error nothing of the range stays mapped that was not before; if leaves had been
+    /// written, `gather` says what to invalidate. Tables that were made on the way
+    /// may stay, empty, for later maps.
+    ///
+    /// [`Error::Empty`], [`Error::Misaligned`], [`Error::Overflow`], [`Error::IovaOutOfRange`],
+    /// [`Error::OutputOutOfRange`], [`Error::BeyondTop`] and [`Error::Permissions`] come before any
+    /// change; [`Error::AlreadyMapped`], [`Error::OutOfMemory`] and [`Error::Corrupt`] on the way.
+    pub fn map_batch(
+        &self,
+        iova: Iova,
+        runs: &[PhysRun],
+        prot: Prot,
+        gather: &mut Gather,
+    ) -> Result<u64, Error> {
+        let iova = iova.get();
+        let len = self.check_runs(iova, runs)?;
+        let last = iova.checked_add(len - 1).ok_or(Error::Overflow)?;
+        if iova < self.first || last > self.last {
+            return Err(Error::IovaOutOfRange { iova: Iova::new(iova), last: Iova::new(last) });
+        }
+        let root = self.root();
+        self.check_reach(root, last)?;
+        let attributes = F::attributes(&self.options, prot).ok_or(Error::Permissions)?;
+
+        if let [run] = runs
+            && run.len == 1 << F::GRANULE_SHIFT
+            && self.map_granule(root, iova, run.start, attributes)
+        {
+            return Ok(len);
+        }
+        let mut mapper = Mapper::new(self, root, iova, attributes, gather);
+        match mapper.map_all(runs) {
+            Ok(()) => Ok(len),
+            Err(error) => {
+                let done = mapper.iova.wrapping_sub(iova);
+                self.undo(root, iova, done, gather);
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks all that can be checked of the frames; gives their sum, at least 1.
+    #[inline(always)]
+    fn check_runs(&self, iova: u64, runs: &[PhysRun]) -> Result<u64, Error> {
+        let mut total = 0u64;
+        let mut bits = iova;
+        let mut highest = 0;
+        for run in runs {
+            let start = run.start.get();
+            bits |= start | run.len;
+            total = total.checked_add(run.len).ok_or(Error::Overflow)?;
+            let last = match run.len.checked_sub(1) {
+                Some(rest) => start.checked_add(rest).ok_or(Error::Overflow)?,
+                None => 0,
+            };
+            highest = last.max(highest);
+        }
+        if total == 0 {
+            return Err(Error::Empty);
+        }
+        if bits & (self.granule() - 1) != 0 {
+            return Err(Error::Misaligned { granule: self.granule() });
+        }
+        if highest.checked_shr(self.output_bits).unwrap_or(0) != 0 {
+            return Err(Error::OutputOutOfRange { phys: PhysAddr::new(highest) });
+        }
+        Ok(total)
+    }
+
+    /// The short way: one granule where all tables exist and nothing is mapped. Gives whether it
+    /// was that.
+    #[inline(always)]
+    fn map_granule(&self, root: Root, iova: u64, phys: PhysAddr, attributes: u64) -> bool {
+        let Some(found) = self.lookup(root, iova) else {
+            return false;
+        };
+        let Some(word) = found.table.get(found.index) else {
+            return false;
+        };
+        if found.level != 0 || found.entry != 0 {
+            return false;
+        }
+        words::store(word, F::leaf(0, F::GRANULE_SHIFT, phys, attributes));
+        self.pages.clean(core::slice::from_ref(word));
+        true
+    }
+
+    /// Takes the `done` bytes from `iova` back that a failed map has written.
+    #[cold]
+    #[inline(never)]
+    fn undo(&self, root: Root, iova: u64, done: u64, gather: &mut Gather) {
+        if done != 0 {
+            // What this call has mapped begins and ends with its own leaves: nothing can stop it.
+            let _ = self.unmap_range(root, iova, done, gather);
+        }
+    }
+}
+
+/// A map in progress. `iova` is the first byte that is not mapped yet.
+struct Mapper<'a, F: Format, P: Pages> {
+    table: &'a PageTable<F, P>,
+    gather: &'a mut Gather,
+    attributes: u64,
+    iova: u64,
+    root: Root,
+    sizes: u64,
+    /// The tables on the way to `seen`, by level, from `lowest` up to the root.
+    path: [&'a [AtomicU64]; LEVELS_LIMIT],
+    lowest: u32,
+    seen: u64,
+}
+
+impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
+    fn new(
+        table: &'a PageTable<F, P>,
+        root: Root,
+        iova: u64,
+        attributes: u64,
+        gather: &'a mut Gather,
+    ) -> Self {
+        let top = root.levels.saturating_sub(1);
+        let mut path: [&[AtomicU64]; LEVELS_LIMIT] = [&[]; LEVELS_LIMIT];
+        if let Some(slot) = path.get_mut(top as usize) {
+            *slot = table.root_words(root);
+        }
+        Self {
+            table,
+            gather,
+            attributes,
+            iova,
+            root,
+            sizes: table.sizes_below(root.levels),
+            path,
+            lowest: top,
+            seen: iova,
+        }
+    }
+
+    fn map_all(&mut self, runs: &[PhysRun]) -> Result<(), Error> {
+        let mut runs = runs.iter().filter(|run| run.len != 0).peekable();
+        while let Some(run) = runs.next() {
+            let (phys, mut len) = (run.start.get(), run.len);
+            while let Some(next) = runs.next_if(|next| next.start.get() == phys.wrapping_add(len)) {
+                len += next.len;
+            }
+            if len != 1 << F::GRANULE_SHIFT || !self.map_granule_here(phys) {
+                self.map_run(phys, len)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps one granule if the table at hand has a free entry for it; gives whether it has.
+    #[inline(always)]
+    fn map_granule_here(&mut self, phys: u64) -> bool {
+        if self.lowest != 0 || !self.same_table(0, self.iova) {
+            return false;
+        }
+        let index = self.table.index(self.root, 0, self.iova);
+        let Some(word) = self.path[0].get(index) else {
+            return false;
+        };
+        if words::load(word) != 0 {
+            return false;
+        }
+        let entry = F::leaf(0, F::GRANULE_SHIFT, PhysAddr::new(phys), self.attributes);
+        words::store(word, entry);
+        self.table.pages.clean(core::slice::from_ref(word));
+        self.iova = self.iova.wrapping_add(1 << F::GRANULE_SHIFT);
+        true
+    }
+
+    /// Maps one physically contiguous run.
+    fn map_run(&mut self, phys: u64, len: u64) -> Result<(), Error> {
+        let (mut phys, mut left) = (phys, len);
+        while left != 0 {
+            let leaves = best_leaves(self.sizes, self.iova, phys, left);
+            let level = (leaves.shift - F::GRANULE_SHIFT) / F::INDEX_BITS;
+            let mut rest = leaves.count << leaves.shift;
+            left -= rest;
+            while rest != 0 {
+                let done = self.map_in_table(level, leaves.shift, phys, rest)?;
+                phys = phys.wrapping_add(done);
+                self.iova = self.iova.wrapping_add(done);
+                rest -= done;
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps as much of `len` bytes, whole leaves of 2^`shift`, as lies in one table of `level`.
+    /// Gives the bytes.
+    fn map_in_table(&mut self, level: u32, shift: u32, phys: u64, len: u64) -> Result<u64, Error> {
+        let item = item_shift::<F>(level);
+        let first = self.table.index(self.root, level, self.iova);
+        let entries = if level + 1 == self.root.levels {
+            self.table.root_words(self.root).len()
+        } else {
+            table_entries::<F>()
+        };
+        let mut bytes = len.min((entries.saturating_sub(first) as u64) << item);
+        if F::LINEAR_BITS < 64 {
+            let piece = 1u64 << (F::LINEAR_BITS & 63);
+            bytes = bytes.min(piece - (phys & (piece - 1)));
+        }
+        let count = usize::try_from(bytes >> item).map_err(|_| Error::Corrupt)?;
+        let run = Run { level, shift, first, count, phys };
+        if let Some(words) = self.table_at(level, &run)? {
+            let slots = words.get(first..first + count).ok_or(Error::Corrupt)?;
+            if !words::all_clear(slots) {
+                self.clear_way(level, slots)?;
+            }
+            self.write(slots, &run);
+            self.table.pages.clean(slots);
+        }
+        Ok(bytes)
+    }
+
+    /// The table of `level` for the IOVA at hand, made if need be. `None` when it was made
+    /// with `run` in it.
+    fn table_at(&mut self, level: u32, run: &Run) -> Result<Option<&'a [AtomicU64]>, Error> {
+        let mut here = self.lowest.max(level);
+        while here + 1 < self.root.levels && !self.same_table(here, self.iova) {
+            here += 1;
+        }
+        self.lowest = here;
+        self.seen = self.iova;
+        loop {
+            let words = *self.path.get(here as usize).ok_or(Error::Corrupt)?;
+            if here == level {
+                return Ok(Some(words));
+            }
+            let index = self.table.index(self.root, here, self.iova);
+            let word = words.get(index).ok_or(Error::Corrupt)?;
+            let mut entry = words::load(word);
+            if entry == 0 {
+                let fill = (here == level + 1).then_some(run);
+                match self.make_table(word, here, fill)? {
+                    Made::Ours(table) => {
+                        here -= 1;
+                        self.enter(here, table)?;
+                        if fill.is_some() {
+                            return Ok(None);
+                        }
+                        continue;
+                    }
+                    Made::Theirs(theirs) => entry = theirs,
+                }
+            }
+            if !F::is_present(entry) || !F::is_table(here, entry) {
+                return Err(Error::AlreadyMapped { at: Iova::new(self.iova) });
+            }
+            if F::CLEAN_DONE != 0 && entry & F::CLEAN_DONE == 0 {
+                self.table.pages.clean(core::slice::from_ref(word));
+            }
+            here -= 1;
+            self.enter(here, self.table.table_words(F::table_address(entry)))?;
+        }
+    }
+
+    fn enter(&mut self, level: u32, words: &'a [AtomicU64]) -> Result<(), Error> {
+        if words.is_empty() {
+            return Err(Error::Corrupt);
+        }
+        *self.path.get_mut(level as usize).ok_or(Error::Corrupt)? = words;
+        self.lowest = level;
+        Ok(())
+    }
+
+    /// Makes the table that `word`, an entry at `level` that was 0, is to lead to, holding `fill` or
+    /// nothing, and installs it once it is complete.
+    fn make_table(
+        &self,
+        word: &AtomicU64,
+        level: u32,
+        fill: Option<&Run>,
+    ) -> Result<Made<'a>, Error> {
+        let pages = &self.table.pages;
+        let bytes = table_bytes::<F>(0);
+        let at = match fill {
+            // Filling costs less than zeroing first and testing afterwards.
+            Some(_) => pages.alloc_uninit(bytes)?,
+            None => pages.alloc(bytes)?,
+        };
+        let words = self.table.table_words(at);
+        if let Some(run) = fill {
+            let slots = words
+                .get(..run.first)
+                .zip(words.get(run.first..run.first + run.count))
+                .zip(words.get(run.first + run.count..));
+            let Some(((before, slots), after)) = slots else {
+                pages.free(at, bytes);
+                return Err(Error::Corrupt);
+            };
+            words::fill(before, 0, 0);
+            self.write(slots, run);
+            words::fill(after, 0, 0);
+        }
+        pages.clean(words);
+        let entry = F::table(&self.table.options, level, at);
+        match words::publish(word, entry) {
+            Ok(()) => {
+                pages.clean(core::slice::from_ref(word));
+                if F::CLEAN_DONE != 0 {
+                    words::update(word, |entry| Some(entry | F::CLEAN_DONE));
+                }
+                Ok(Made::Ours(words))
+            }
+            Err(theirs) => {
+                pages.free(at, bytes);
+                Ok(Made::Theirs(theirs))
+            }
+        }
+    }
+
+    /// Writes the entries of `run` to its `slots`.
+    #[inline(always)]
+    fn write(&self, slots: &[AtomicU64], run: &Run) {
+        let item = item_shift::<F>(run.level);
+        let leaf = |phys| F::leaf(run.level, run.shift, PhysAddr::new(phys), self.attributes);
+        if run.shift == item {
+            let step = F::address(PhysAddr::new(1 << item));
+            words::fill(slots, leaf(run.phys), step);
+            return;
+        }
+        let step = F::replica_step(run.level, run.shift);
+        let mut phys = run.phys;
+        for replicas in slots.chunks(1 << (run.shift - item)) {
+            words::fill(replicas, leaf(phys), step);
+            phys = phys.wrapping_add(1 << run.shift);
+        }
+    }
+
+    /// Takes empty tables below `slots`, which begin at the IOVA at hand, out of the way.
+    #[cold]
+    #[inline(never)]
+    fn clear_way(&mut self, level: u32, slots: &[AtomicU64]) -> Result<(), Error> {
+        let item = item_shift::<F>(level);
+        for (word, offset) in slots.iter().zip(0u64..) {
+            let start = self.iova.wrapping_add(offset << item);
+            if let Some(at) = self.table.first_mapped(level, words::load(word), start) {
+                return Err(Error::AlreadyMapped { at: Iova::new(at) });
+            }
+        }
+        for word in slots {
+            let entry = words::load(word);
+            if F::is_present(entry) {
+                self.table.bury_below(level, entry, self.gather);
+            }
+        }
+        self.gather.add(self.iova, (slots.len() as u64) << item);
+        Ok(())
+    }
+
+    /// Whether `iova` lies in the table of `level` that the path holds.
+    #[inline(always)]
+    const fn same_table(&self, level: u32, iova: u64) -> bool {
+        let span = span_shift::<F>(level);
+        span >= 64 || (self.seen ^ iova) >> span == 0
+    }
+}
+
+/// Entries to write in one table of `level`: `count` from index `first`, leaves of 2^`shift` bytes
+/// of consecutive memory from `phys`.
+struct Run {
+    level: u32,
+    shift: u32,
+    first: usize,
+    count: usize,
+    phys: u64,
+}
+
+/// A table, by who installed it.
+enum Made<'a> {
+    Ours(&'a [AtomicU64]),
+    /// Another thread was faster; this is its entry.
+    Theirs(u64),
+}
+
+/// `count` leaves of 2^`shift` bytes.
+struct Leaves {
+    shift: u32,
+    count: u64,
+}
+
+/// The largest leaf for the start of a run, and how many of them until a larger one fits. All
+/// arguments are multiples of the lowest size in `sizes`, and `len` is not 0.
+#[inline(always)]
+const fn best_leaves(sizes: u64, iova: u64, phys: u64, len: u64) -> Leaves {
+    let not_larger = u64::MAX >> len.leading_zeros();
+    let align = (iova | phys) & (iova | phys).wrapping_neg();
+    // For both addresses 0, `align - 1` wraps to all ones: everything is aligned.
+    let aligned = align | align.wrapping_sub(1);
+    let shift = 63 - (sizes & not_larger & aligned).leading_zeros();
+    let larger = sizes & !((2 << shift) - 1);
+    let next = larger & larger.wrapping_neg();
+    let mut bytes = len;
+    if next != 0 && (iova ^ phys) & (next - 1) == 0 {
+        let until = iova.wrapping_neg() & (next - 1);
+        if until != 0 && until < len && len - until >= next {
+            bytes = until;
+        }
+    }
+    Leaves { shift, count: bytes >> shift }
+}
+
+impl<F: Format, P: Pages> PageTable<F, P> {
+    /// The first mapped byte below `entry` at `level`, which begins at `start`.
+    fn first_mapped(&self, level: u32, entry: u64, start: u64) -> Option<u64> {
+        if !F::is_present(entry) {
+            return None;
+        }
+        if level == 0 || !F::is_table(level, entry) {
+            return Some(start);
+        }
+        let item = item_shift::<F>(level - 1);
+        let words = self.table_words(F::table_address(entry));
+        words.iter().zip(0u64..).find_map(|(word, offset)| {
+            let start = start.wrapping_add(offset << item);
+            self.first_mapped(level - 1, words::load(word), start)
+        })
+    }
+
+    /// Hands the table that `entry` at `level` leads to, and all below, to the gather.
+    pub(crate) fn bury_below(&self, level: u32, entry: u64, gather: &mut Gather) {
+        if level == 0 || !F::is_table(level, entry) {
+            return;
+        }
+        let table = F::table_address(entry);
+        if level > 1 {
+            for word in self.table_words(table) {
+                let entry = words::load(word);
+                if F::is_present(entry) {
+                    self.bury_below(level - 1, entry, gather);
+                }
+            }
+        }
+        gather.bury(&self.pages, table, table_bytes::<F>(0), level);
+    }
+}

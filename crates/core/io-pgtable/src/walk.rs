@@ -1,0 +1,146 @@
+//! Reading the tables: where an IOVA leads, and by which entries.
+
+use core::sync::atomic::AtomicU64;
+
+use lychgate_types::{Iova, Pages, PhysAddr, Prot};
+
+use crate::format::{Format, LEVELS_LIMIT};
+use crate::table::{PageTable, Root};
+use crate::words;
+
+/// Where an IOVA leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The physical address of the very byte.
+    pub phys: PhysAddr,
+    /// Size in bytes of the leaf that maps it, a power of two; the leaf is aligned to its
+    /// size in both address spaces.
+    pub page_size: u64,
+    /// What the leaf allows.
+    pub prot: Prot,
+}
+
+/// One entry that a walk read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Level of the table, 0 for the one whose entries map granules (AMD and VT-d count from 1).
+    pub level: u32,
+    /// The table.
+    pub table: PhysAddr,
+    /// Index of the entry in it.
+    pub index: usize,
+    /// The entry as it stands.
+    pub entry: u64,
+}
+
+impl Step {
+    /// Physical address of the entry.
+    pub const fn at(&self) -> PhysAddr {
+        self.table.wrapping_add(self.index as u64 * 8)
+    }
+}
+
+/// The whole way of a walk, for people who ask why.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Path {
+    steps: [Option<Step>; LEVELS_LIMIT],
+    /// Where it led, or `None` when the last entry is not present or the IOVA is out of reach.
+    pub translation: Option<Translation>,
+}
+
+impl Path {
+    /// The entries that were read, from the root down. None when the IOVA is out of reach.
+    pub fn steps(&self) -> impl Iterator<Item = Step> + '_ {
+        self.steps.iter().flatten().copied()
+    }
+}
+
+/// The entry at which a walk ends: a leaf, or one that is not present.
+pub(crate) struct Found<'a> {
+    pub(crate) table: &'a [AtomicU64],
+    pub(crate) index: usize,
+    pub(crate) level: u32,
+    pub(crate) entry: u64,
+}
+
+impl<F: Format, P: Pages> PageTable<F, P> {
+    /// Where `iova` leads (`iova_to_phys`), or `None` when nothing is mapped there.
+    pub fn walk(&self, iova: Iova) -> Option<Translation> {
+        let root = self.root();
+        if !self.in_reach(root, iova.get()) {
+            return None;
+        }
+        let found = self.lookup(root, iova.get())?;
+        Self::translation(iova.get(), found.level, found.entry)
+    }
+
+    /// The entries that a walk for `iova` reads, and where they lead.
+    pub fn path(&self, iova: Iova) -> Path {
+        let mut path = Path { steps: [None; LEVELS_LIMIT], translation: None };
+        let root = self.root();
+        if !self.in_reach(root, iova.get()) {
+            return path;
+        }
+        let mut table = root.table;
+        let mut words = self.root_words(root);
+        for (level, step) in (0..root.levels).rev().zip(&mut path.steps) {
+            let index = self.index(root, level, iova.get());
+            let Some(entry) = words.get(index).map(words::load) else {
+                break;
+            };
+            *step = Some(Step { level, table, index, entry });
+            if level != 0 && F::is_present(entry) && F::is_table(level, entry) {
+                table = F::table_address(entry);
+                words = self.table_words(table);
+            } else {
+                path.translation = Self::translation(iova.get(), level, entry);
+                break;
+            }
+        }
+        path
+    }
+
+    /// Whether the aperture holds `iova` and a walk from `root` can tell it from other IOVAs.
+    #[inline(always)]
+    fn in_reach(&self, root: Root, iova: u64) -> bool {
+        self.first <= iova && iova <= self.last && self.root_reaches(root, iova)
+    }
+
+    /// Walks to the leaf, or the entry that is not present, for an IOVA in reach of `root`.
+    /// `None` only when a table is corrupt.
+    #[inline(always)]
+    pub(crate) fn lookup(&self, root: Root, iova: u64) -> Option<Found<'_>> {
+        let mut table = self.root_words(root);
+        // One block per level rather than a loop, so that each has its shift as a constant.
+        macro_rules! step {
+            ($level:literal) => {
+                if $level < F::MAX_LEVELS && root.levels > $level {
+                    let index = self.index(root, $level, iova);
+                    let entry = words::load(table.get(index)?);
+                    if !F::is_present(entry) || !F::is_table($level, entry) {
+                        return Some(Found { table, index, level: $level, entry });
+                    }
+                    table = self.table_words(F::table_address(entry));
+                }
+            };
+        }
+        step!(5);
+        step!(4);
+        step!(3);
+        step!(2);
+        step!(1);
+        let index = self.index(root, 0, iova);
+        Some(Found { table, index, level: 0, entry: words::load(table.get(index)?) })
+    }
+
+    /// What `entry`, at which the walk for `iova` ended, says.
+    #[inline(always)]
+    fn translation(iova: u64, level: u32, entry: u64) -> Option<Translation> {
+        if !F::is_present(entry) || (level != 0 && F::is_table(level, entry)) {
+            return None;
+        }
+        let page_size = 1 << F::leaf_shift(level, entry);
+        let phys = F::leaf_address(level, entry).wrapping_add(iova & (page_size - 1));
+        Some(Translation { phys, page_size, prot: F::prot(level, entry) })
+    }
+}
