@@ -15,6 +15,15 @@ pub enum Reply {
     Value(i32),
     /// A new file; its descriptor in the caller is the return value.
     File(NewFile),
+    /// A new file whose descriptor is stored as a `u32` at the caller's address `at`, such as
+    /// `out_fault_fd`; 0 is the return value. `EFAULT` when it cannot be stored: the file is then
+    /// released, and what the call made else must go with it.
+    FileAt {
+        /// What is made.
+        file: NewFile,
+        /// Where the caller reads its number.
+        at: u64,
+    },
 }
 
 /// A file that a call creates for its caller.
@@ -23,6 +32,12 @@ pub struct NewFile {
     pub file: Arc<dyn OpenFile>,
     /// Whether the descriptor closes on exec.
     pub cloexec: bool,
+}
+
+/// Whom a file tells whether there is something to read.
+pub trait Readiness: Send + Sync {
+    /// `poll` on the file says `POLLIN` from now on, or no longer does. The last word counts.
+    fn set_readable(&self, readable: bool);
 }
 
 /// What a client asks of `mmap`.
@@ -76,6 +91,13 @@ pub trait OpenFile: Send + Sync {
     /// be mapped.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// Called once, before a client has the file. A file that `poll` can wait for keeps `readiness`,
+    /// tells it the state at each change, and gives `true`; such a file has no backing.
+    fn wait_with(&self, readiness: Arc<dyn Readiness>) -> bool {
+        let _ = readiness;
+        false
     }
 
     /// The last reference in any process is gone.

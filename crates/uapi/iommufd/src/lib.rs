@@ -12,6 +12,6 @@ pub mod observer;
 
 pub use client::{Cap, Client, EventFd};
 pub use error::{Refusal, Result};
-pub use file::{MmapRequest, NewFile, OpenFile, Reply};
+pub use file::{MmapRequest, NewFile, OpenFile, Readiness, Reply};
 pub use mm::{Accounting, MemFile, Mm, PAGE_SIZE, PinSource};
 pub use observer::{Event, Observer};
