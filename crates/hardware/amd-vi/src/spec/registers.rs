@@ -118,7 +118,11 @@ impl RingBase {
 
     /// Bytes of the ring; `None` for a reserved length.
     pub const fn bytes(self) -> Option<u64> {
-        if self.ring_len() < RING_LEN_MIN { None } else { Some(RING_ENTRY_BYTES << self.ring_len()) }
+        if self.ring_len() < RING_LEN_MIN {
+            None
+        } else {
+            Some(RING_ENTRY_BYTES << self.ring_len())
+        }
     }
 }
 
