@@ -1,5 +1,6 @@
 //! The caller of an ioctl: its memory, its rights, its descriptors.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use lychgate_types::Errno;
@@ -22,6 +23,12 @@ pub enum Cap {
 pub trait EventFd: Send + Sync {
     /// Adds 1 to its counter, without blocking: `eventfd_signal`.
     fn signal(&self);
+
+    /// The eventfd itself, for calls that wait until the client signals it; `None` when this side
+    /// can only signal.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// The thread that made a call, for as long as the call lasts.
