@@ -5,9 +5,9 @@
 //! container and group, and then makes the mistake that an IOMMU is there for: it lets the device
 //! write to a buffer that it has just unmapped.
 
-mod memory;
-mod nvme;
-mod way;
+pub mod memory;
+pub mod nvme;
+pub mod way;
 
 use std::process::ExitCode;
 

@@ -13,7 +13,7 @@ use vfio_ioctls::VfioOps;
 use crate::way::Opened;
 
 /// Anonymous memory that is mapped for DMA until it is unmapped or dropped.
-pub(crate) struct DmaBuffer {
+pub struct DmaBuffer {
     mapping: Mapping,
     iova: u64,
     mapped_in: Option<Arc<dyn VfioOps>>,
@@ -21,52 +21,66 @@ pub(crate) struct DmaBuffer {
 
 impl DmaBuffer {
     /// Allocates `len` bytes, a multiple of the page size, all zero, and maps them for DMA.
-    pub(crate) fn new(opened: &Opened, len: u64) -> Result<Self> {
+    pub fn new(opened: &Opened, len: u64) -> Result<Self> {
         let mapping = Mapping::anonymous(usize::try_from(len)?)?;
-        let iova = opened.iova(len);
-        // SAFETY: the memory is reached through atomics alone, and `drop` unmaps it from the
-        // device's address space before it unmaps it from ours.
-        unsafe { opened.space.vfio_dma_map(iova, mapping.len, mapping.at.as_ptr()) }
-            .context("mapping memory for DMA")?;
-        Ok(Self { mapping, iova, mapped_in: Some(Arc::clone(&opened.space)) })
+        let mut buffer = Self { mapping, iova: opened.iova(len), mapped_in: None };
+        buffer.map(opened)?;
+        Ok(buffer)
     }
 
     /// The bus address of byte `offset`.
-    pub(crate) fn iova(&self, offset: u64) -> u64 {
+    pub fn iova(&self, offset: u64) -> u64 {
         self.iova + offset
     }
 
+    /// Gives memory that was taken away to the device again, at the same address.
+    pub fn map(&mut self, opened: &Opened) -> Result<()> {
+        self.unmap()?;
+        // SAFETY: the memory is reached through atomics alone, and `drop` unmaps it from the
+        // device's address space before it unmaps it from ours.
+        unsafe { opened.space.vfio_dma_map(self.iova, self.mapping.len, self.mapping.at.as_ptr()) }
+            .context("mapping memory for DMA")?;
+        self.mapped_in = Some(Arc::clone(&opened.space));
+        Ok(())
+    }
+
     /// Takes the memory away from the device; it stays readable here.
-    pub(crate) fn unmap(&mut self) -> Result<()> {
+    pub fn unmap(&mut self) -> Result<()> {
         if let Some(space) = self.mapped_in.take() {
             space.vfio_dma_unmap(self.iova, self.mapping.len).context("unmapping memory")?;
         }
         Ok(())
     }
 
-    pub(crate) fn load_u64(&self, offset: u64) -> u64 {
+    /// The little-endian word at byte `offset`, a multiple of 8.
+    pub fn load_u64(&self, offset: u64) -> u64 {
         u64::from_le(self.mapping.word64(offset).load(Ordering::Acquire))
     }
 
-    pub(crate) fn store_u64(&self, offset: u64, value: u64) {
+    /// Stores a little-endian word at byte `offset`, a multiple of 8.
+    pub fn store_u64(&self, offset: u64, value: u64) {
         self.mapping.word64(offset).store(value.to_le(), Ordering::Release);
     }
 
-    pub(crate) fn load_u32(&self, offset: u64) -> u32 {
+    /// The little-endian word at byte `offset`, a multiple of 4.
+    pub fn load_u32(&self, offset: u64) -> u32 {
         u32::from_le(self.mapping.word32(offset).load(Ordering::Acquire))
     }
 
-    pub(crate) fn store_u32(&self, offset: u64, value: u32) {
+    /// Stores a little-endian word at byte `offset`, a multiple of 4.
+    pub fn store_u32(&self, offset: u64, value: u32) {
         self.mapping.word32(offset).store(value.to_le(), Ordering::Release);
     }
 
-    pub(crate) fn fill(&self, byte: u8) {
+    /// Sets every byte.
+    pub fn fill(&self, byte: u8) {
         for at in (0..self.mapping.len as u64).step_by(8) {
             self.store_u64(at, u64::from_le_bytes([byte; 8]));
         }
     }
 
-    pub(crate) fn is_filled_with(&self, byte: u8) -> bool {
+    /// Whether every byte is `byte`.
+    pub fn is_filled_with(&self, byte: u8) -> bool {
         (0..self.mapping.len as u64)
             .step_by(8)
             .all(|at| self.load_u64(at) == u64::from_le_bytes([byte; 8]))
@@ -82,11 +96,11 @@ impl Drop for DmaBuffer {
 }
 
 /// Registers of the device, mapped.
-pub(crate) struct Registers(Mapping);
+pub struct Registers(Mapping);
 
 impl Registers {
     /// Maps `len` bytes of the device's file from `offset`.
-    pub(crate) fn new(opened: &Opened, offset: u64, len: usize) -> Result<Self> {
+    pub fn new(opened: &Opened, offset: u64, len: usize) -> Result<Self> {
         let file = opened.device_file()?;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
@@ -96,19 +110,23 @@ impl Registers {
         Ok(Self(Mapping::from_kernel(at, len)?))
     }
 
-    pub(crate) fn read32(&self, offset: u64) -> u32 {
+    /// Reads a 32-bit register.
+    pub fn read32(&self, offset: u64) -> u32 {
         u32::from_le(self.0.word32(offset).load(Ordering::Acquire))
     }
 
-    pub(crate) fn read64(&self, offset: u64) -> u64 {
+    /// Reads a 64-bit register.
+    pub fn read64(&self, offset: u64) -> u64 {
         u64::from_le(self.0.word64(offset).load(Ordering::Acquire))
     }
 
-    pub(crate) fn write32(&self, offset: u64, value: u32) {
+    /// Writes a 32-bit register.
+    pub fn write32(&self, offset: u64, value: u32) {
         self.0.word32(offset).store(value.to_le(), Ordering::Release);
     }
 
-    pub(crate) fn write64(&self, offset: u64, value: u64) {
+    /// Writes a 64-bit register.
+    pub fn write64(&self, offset: u64, value: u64) {
         self.0.word64(offset).store(value.to_le(), Ordering::Release);
     }
 }

@@ -30,11 +30,13 @@ mod reg {
 
 /// A completion's status code type and status code (NVM Express Base 1.4 4.6.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Status(u16);
+pub struct Status(u16);
 
 impl Status {
-    pub(crate) const SUCCESS: Self = Self(0);
-    pub(crate) const DATA_TRANSFER_ERROR: Self = Self(0x04);
+    /// The command completed.
+    pub const SUCCESS: Self = Self(0);
+    /// The data could not be moved.
+    pub const DATA_TRANSFER_ERROR: Self = Self(0x04);
 }
 
 impl fmt::Display for Status {
@@ -48,20 +50,21 @@ impl fmt::Display for Status {
 }
 
 /// A namespace of a controller.
-pub(crate) struct Namespace {
+pub struct Namespace {
     id: u32,
     blocks: u64,
     block_shift: u32,
 }
 
 impl Namespace {
-    pub(crate) fn bytes(&self) -> u64 {
+    /// Its size in bytes.
+    pub fn bytes(&self) -> u64 {
         self.blocks << self.block_shift
     }
 }
 
 /// A controller with its admin queue and one I/O queue, driven by interrupts.
-pub(crate) struct Controller<'a> {
+pub struct Controller<'a> {
     opened: &'a Opened,
     registers: Registers,
     admin: Queue,
@@ -72,7 +75,7 @@ pub(crate) struct Controller<'a> {
 
 impl<'a> Controller<'a> {
     /// Resets the controller and brings it up.
-    pub(crate) fn start(opened: &'a Opened) -> Result<Self> {
+    pub fn start(opened: &'a Opened) -> Result<Self> {
         let device = &opened.device;
         device.reset();
         let mut command = [0; 2];
@@ -112,12 +115,12 @@ impl<'a> Controller<'a> {
     }
 
     /// The most bytes that one command may move.
-    pub(crate) fn max_transfer(&self) -> u64 {
+    pub fn max_transfer(&self) -> u64 {
         self.max_transfer
     }
 
     /// Identifies a namespace.
-    pub(crate) fn namespace(&mut self, id: u32) -> Result<Namespace> {
+    pub fn namespace(&mut self, id: u32) -> Result<Namespace> {
         let identify = DmaBuffer::new(self.opened, PAGE)?;
         let entry = Entry::new(0x06).dw(1, id).data(identify.iova(0));
         self.admin.run(&self.registers, entry).context("identifying the namespace")?;
@@ -129,7 +132,7 @@ impl<'a> Controller<'a> {
 
     /// Submits a transfer of `len` bytes between byte `offset` of the namespace and byte `at` of a
     /// buffer; all are multiples of the page size.
-    pub(crate) fn submit(
+    pub fn submit(
         &mut self,
         namespace: &Namespace,
         write: bool,
@@ -162,7 +165,7 @@ impl<'a> Controller<'a> {
     }
 
     /// Waits for everything that was submitted; gives each command's identifier and status.
-    pub(crate) fn finish(&mut self) -> Result<Vec<(u16, Status)>> {
+    pub fn finish(&mut self) -> Result<Vec<(u16, Status)>> {
         self.io.finish(&self.registers)
     }
 }

@@ -13,7 +13,7 @@ use vfio_ioctls::{VfioContainer, VfioDevice, VfioIommufd, VfioOps};
 
 /// How the device is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// `/dev/iommu` and `/dev/vfio/devices/vfioN`.
     Iommufd,
     /// `/dev/vfio/vfio` and `/dev/vfio/GROUP`.
@@ -30,15 +30,17 @@ impl fmt::Display for Way {
 }
 
 /// An open device and the address space that its DMA goes through.
-pub(crate) struct Opened {
-    pub(crate) device: VfioDevice,
-    pub(crate) space: Arc<dyn VfioOps>,
+pub struct Opened {
+    /// The device.
+    pub device: VfioDevice,
+    /// The address space.
+    pub space: Arc<dyn VfioOps>,
     next_iova: AtomicU64,
 }
 
 impl Way {
     /// Opens the device at a PCI address.
-    pub(crate) fn open(self, bdf: &str) -> Result<Opened> {
+    pub fn open(self, bdf: &str) -> Result<Opened> {
         let sysfs: PathBuf = Path::new("/sys/bus/pci/devices").join(bdf);
         let space: Arc<dyn VfioOps> = match self {
             Self::Iommufd => {
@@ -55,12 +57,12 @@ impl Way {
 
 impl Opened {
     /// IOVAs for `len` bytes that were not used before.
-    pub(crate) fn iova(&self, len: u64) -> u64 {
+    pub fn iova(&self, len: u64) -> u64 {
         self.next_iova.fetch_add(len.next_multiple_of(1 << 21), Ordering::Relaxed)
     }
 
     /// A descriptor of the device that may be mapped.
-    pub(crate) fn device_file(&self) -> Result<File> {
+    pub fn device_file(&self) -> Result<File> {
         // SAFETY: `device` keeps the descriptor open for as long as `self` is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) };
         Ok(File::from(fd.try_clone_to_owned()?))
