@@ -49,7 +49,23 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         prot: Prot,
         gather: &mut Gather,
     ) -> Result<u64, Error> {
-        let iova = iova.get();
+        if let [run] = runs
+            && run.len == 1 << F::GRANULE_SHIFT
+            && self.map_granule(iova.get(), run.start, prot)
+        {
+            return Ok(run.len);
+        }
+        self.map_runs(iova.get(), runs, prot, gather)
+    }
+
+    #[inline(never)]
+    fn map_runs(
+        &self,
+        iova: u64,
+        runs: &[PhysRun],
+        prot: Prot,
+        gather: &mut Gather,
+    ) -> Result<u64, Error> {
         let len = self.check_runs(iova, runs)?;
         let last = iova.checked_add(len - 1).ok_or(Error::Overflow)?;
         if iova < self.first || last > self.last {
@@ -58,13 +74,6 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         let root = self.root();
         self.check_reach(root, last)?;
         let attributes = F::attributes(&self.options, prot).ok_or(Error::Permissions)?;
-
-        if let [run] = runs
-            && run.len == 1 << F::GRANULE_SHIFT
-            && self.map_granule(root, iova, run.start, attributes)
-        {
-            return Ok(len);
-        }
         let mut mapper = Mapper::new(self, root, iova, attributes, gather);
         match mapper.map_all(runs) {
             Ok(()) => Ok(len),
@@ -98,28 +107,42 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         if bits & (self.granule() - 1) != 0 {
             return Err(Error::Misaligned { granule: self.granule() });
         }
-        if highest.checked_shr(self.output_bits).unwrap_or(0) != 0 {
+        if highest > self.output_last {
             return Err(Error::OutputOutOfRange { phys: PhysAddr::new(highest) });
         }
         Ok(total)
     }
 
-    /// The short way: one granule where all tables exist and nothing is mapped. Gives whether it
-    /// was that.
+    /// The short way: one granule that passes every check, where all tables exist and nothing is
+    /// mapped. Gives whether it was that; if not, nothing has changed.
     #[inline(always)]
-    fn map_granule(&self, root: Root, iova: u64, phys: PhysAddr, attributes: u64) -> bool {
-        let Some(found) = self.lookup(root, iova) else {
-            return false;
-        };
-        let Some(word) = found.table.get(found.index) else {
-            return false;
-        };
-        if found.level != 0 || found.entry != 0 {
+    fn map_granule(&self, iova: u64, phys: PhysAddr, prot: Prot) -> bool {
+        let root = self.root();
+        let last = iova | ((1 << F::GRANULE_SHIFT) - 1);
+        let aligned = (iova | phys.get()) & (self.granule() - 1) == 0
+            && self.granule() == 1 << F::GRANULE_SHIFT;
+        let in_range = self.first <= iova
+            && last <= self.last
+            && self.root_reaches(root, last)
+            && phys.get() <= self.output_last;
+        if !aligned || !in_range {
             return false;
         }
-        words::store(word, F::leaf(0, F::GRANULE_SHIFT, phys, attributes));
-        self.pages.clean(core::slice::from_ref(word));
-        true
+        let Some(attributes) = F::attributes(&self.options, prot) else {
+            return false;
+        };
+        let done = self.lookup(root, iova, |found| {
+            if found.level != 0 || found.entry != 0 {
+                return false;
+            }
+            let Some(word) = found.table.get(found.index) else {
+                return false;
+            };
+            words::store(word, F::leaf(0, F::GRANULE_SHIFT, phys, attributes));
+            self.pages.clean(core::slice::from_ref(word));
+            true
+        });
+        done == Some(true)
     }
 
     /// Takes the `done` bytes from `iova` back that a failed map has written.
@@ -174,37 +197,51 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
     }
 
     fn map_all(&mut self, runs: &[PhysRun]) -> Result<(), Error> {
-        let mut runs = runs.iter().filter(|run| run.len != 0).peekable();
-        while let Some(run) = runs.next() {
-            let (phys, mut len) = (run.start.get(), run.len);
-            while let Some(next) = runs.next_if(|next| next.start.get() == phys.wrapping_add(len)) {
+        let mut rest = runs;
+        while let Some((run, mut tail)) = rest.split_first() {
+            let granules = self.map_granules(rest);
+            if granules != 0 {
+                rest = rest.get(granules..).unwrap_or(&[]);
+                continue;
+            }
+            let mut len = run.len;
+            while let Some((next, after)) = tail.split_first()
+                && (next.len == 0 || next.start.get() == run.start.get().wrapping_add(len))
+            {
                 len += next.len;
+                tail = after;
             }
-            if len != 1 << F::GRANULE_SHIFT || !self.map_granule_here(phys) {
-                self.map_run(phys, len)?;
-            }
+            self.map_run(run.start.get(), len)?;
+            rest = tail;
         }
         Ok(())
     }
 
-    /// Maps one granule if the table at hand has a free entry for it; gives whether it has.
+    /// Maps runs of one granule each that do not continue each other, as long as they come and the
+    /// table at hand has free entries for them. Gives their number.
     #[inline(always)]
-    fn map_granule_here(&mut self, phys: u64) -> bool {
+    fn map_granules(&mut self, runs: &[PhysRun]) -> usize {
         if self.lowest != 0 || !self.same_table(0, self.iova) {
-            return false;
+            return 0;
         }
         let index = self.table.index(self.root, 0, self.iova);
-        let Some(word) = self.path[0].get(index) else {
-            return false;
-        };
-        if words::load(word) != 0 {
-            return false;
+        let slots = self.path[0].get(index..).unwrap_or(&[]);
+        let attributes = self.attributes;
+        let mut count = 0;
+        for (word, run) in slots.iter().zip(runs) {
+            let end = run.start.wrapping_add(1 << F::GRANULE_SHIFT);
+            let next = runs.get(count + 1);
+            let continued = next.is_some_and(|next| next.start == end);
+            if run.len != 1 << F::GRANULE_SHIFT || continued || words::load(word) != 0 {
+                break;
+            }
+            words::store(word, F::leaf(0, F::GRANULE_SHIFT, run.start, attributes));
+            count += 1;
         }
-        let entry = F::leaf(0, F::GRANULE_SHIFT, PhysAddr::new(phys), self.attributes);
-        words::store(word, entry);
-        self.table.pages.clean(core::slice::from_ref(word));
-        self.iova = self.iova.wrapping_add(1 << F::GRANULE_SHIFT);
-        true
+        self.table.pages.clean(slots.get(..count).unwrap_or(&[]));
+        let bytes = (count as u64) << F::GRANULE_SHIFT;
+        self.iova = self.iova.wrapping_add(bytes);
+        count
     }
 
     /// Maps one physically contiguous run.

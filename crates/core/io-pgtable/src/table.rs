@@ -70,7 +70,9 @@ pub struct PageTable<F: Format, P: Pages> {
     pub(crate) first: u64,
     pub(crate) last: u64,
     pub(crate) page_sizes: u64,
-    pub(crate) output_bits: u32,
+    granule: u64,
+    /// Highest physical address.
+    pub(crate) output_last: u64,
     root_extra_bits: u32,
     pub(crate) options: F::Options,
     pub(crate) pages: P,
@@ -119,7 +121,8 @@ impl<F: Format, P: Pages> PageTable<F, P> {
             first,
             last,
             page_sizes,
-            output_bits: config.output_bits,
+            granule: page_sizes & page_sizes.wrapping_neg(),
+            output_last: u64::MAX >> (64 - config.output_bits.clamp(1, 64)),
             root_extra_bits: config.root_extra_bits,
             options: config.options,
             pages,
@@ -146,7 +149,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// The smallest page in bytes, of which all ranges are multiples.
     #[inline(always)]
     pub const fn granule(&self) -> u64 {
-        self.page_sizes & self.page_sizes.wrapping_neg()
+        self.granule
     }
 
     /// Where the tables come from.
@@ -319,7 +322,7 @@ impl<F: Format, P: Pages> fmt::Debug for PageTable<F, P> {
             .field("root", &self.root())
             .field("aperture", &self.aperture())
             .field("page_sizes", &format_args!("{:#x}", self.page_sizes))
-            .field("output_bits", &self.output_bits)
+            .field("output_last", &format_args!("{:#x}", self.output_last))
             .field("options", &self.options)
             .finish()
     }

@@ -47,9 +47,11 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         let last = self.check_range(iova, len)?;
         let root = self.root();
         if self.root_reaches(root, last)
-            && let Some(found) = self.lookup(root, iova)
-            && self.unmap_one(&found, iova, len, gather)
+            && let Some(Some(shift)) =
+                self.lookup(root, iova, |found| self.clear_one(&found, iova, len))
         {
+            gather.add(iova, len);
+            gather.add_leaf(shift);
             return Ok(Unmapped { bytes: len, stop: None });
         }
         Ok(self.unmap_range(root, iova, len, gather))
@@ -89,31 +91,36 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         Ok(last)
     }
 
-    /// The short way: the range is one leaf, at which a walk for `iova` has ended. Gives
-    /// whether it was that.
+    /// The short way: clears the leaf at which a walk for `iova` has ended, if it is the whole range.
+    /// Gives log2 of its size.
     #[inline(always)]
-    fn unmap_one(&self, found: &Found<'_>, iova: u64, len: u64, gather: &mut Gather) -> bool {
+    fn clear_one(&self, found: &Found<'_>, iova: u64, len: u64) -> Option<u32> {
         if !F::is_present(found.entry) {
-            return false;
+            return None;
         }
         let shift = F::leaf_shift(found.level, found.entry);
-        let item = item_shift::<F>(found.level);
-        if len != 1 << shift || iova & (len - 1) != 0 || shift < item {
-            return false;
+        if len != 1 << shift || iova & (len - 1) != 0 {
+            return None;
         }
-        let count = leaf_entries::<F>(found.level, shift);
-        let words = found.table.get(found.index..);
-        let Some(words) = words.and_then(|words| words.get(..count)) else {
-            return false;
-        };
+        let words = found.table.get(found.index..)?;
+        if shift == item_shift::<F>(found.level) {
+            let word = words.first()?;
+            words::store(word, 0);
+            self.pages.clean(core::slice::from_ref(word));
+        } else {
+            self.clear(words.get(..leaf_entries::<F>(found.level, shift))?);
+        }
+        Some(shift)
+    }
+
+    #[inline(never)]
+    fn clear(&self, words: &[AtomicU64]) {
         words::fill(words, 0, 0);
         self.pages.clean(words);
-        gather.add(iova, len);
-        gather.add_leaf(shift);
-        true
     }
 
     /// Unmaps a range that was checked against the aperture.
+    #[inline(never)]
     pub(crate) fn unmap_range(
         &self,
         root: Root,

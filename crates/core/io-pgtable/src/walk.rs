@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 
 use lychgate_types::{Iova, Pages, PhysAddr, Prot};
 
-use crate::format::{Format, LEVELS_LIMIT};
+use crate::format::{Format, LEVELS_LIMIT, table_entries};
 use crate::table::{PageTable, Root};
 use crate::words;
 
@@ -70,8 +70,8 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         if !self.in_reach(root, iova.get()) {
             return None;
         }
-        let found = self.lookup(root, iova.get())?;
-        Self::translation(iova.get(), found.level, found.entry)
+        let (level, entry) = self.lookup(root, iova.get(), |found| (found.level, found.entry))?;
+        Self::translation(iova.get(), level, entry)
     }
 
     /// The entries that a walk for `iova` reads, and where they lead.
@@ -106,21 +106,28 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         self.first <= iova && iova <= self.last && self.root_reaches(root, iova)
     }
 
-    /// Walks to the leaf, or the entry that is not present, for an IOVA in reach of `root`.
-    /// `None` only when a table is corrupt.
+    /// Walks to the leaf, or the entry that is not present, for an IOVA in reach of `root`, and gives
+    /// what `end` makes of it. `None` only when a table is corrupt.
+    ///
+    /// The walk is one block per level rather than a loop, so that every shift is a constant. `end`
+    /// becomes part of each, so it is small.
     #[inline(always)]
-    pub(crate) fn lookup(&self, root: Root, iova: u64) -> Option<Found<'_>> {
-        let mut table = self.root_words(root);
-        // One block per level rather than a loop, so that each has its shift as a constant.
+    pub(crate) fn lookup<'a, R>(
+        &'a self,
+        root: Root,
+        iova: u64,
+        end: impl Fn(Found<'a>) -> R,
+    ) -> Option<R> {
+        let mut table = whole::<F>(self.root_words(root))?;
         macro_rules! step {
             ($level:literal) => {
                 if $level < F::MAX_LEVELS && root.levels > $level {
                     let index = self.index(root, $level, iova);
                     let entry = words::load(table.get(index)?);
                     if !F::is_present(entry) || !F::is_table($level, entry) {
-                        return Some(Found { table, index, level: $level, entry });
+                        return Some(end(Found { table, index, level: $level, entry }));
                     }
-                    table = self.table_words(F::table_address(entry));
+                    table = whole::<F>(self.table_words(F::table_address(entry)))?;
                 }
             };
         }
@@ -130,7 +137,8 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         step!(2);
         step!(1);
         let index = self.index(root, 0, iova);
-        Some(Found { table, index, level: 0, entry: words::load(table.get(index)?) })
+        let entry = words::load(table.get(index)?);
+        Some(end(Found { table, index, level: 0, entry }))
     }
 
     /// What `entry`, at which the walk for `iova` ended, says.
@@ -143,4 +151,10 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         let phys = F::leaf_address(level, entry).wrapping_add(iova & (page_size - 1));
         Some(Translation { phys, page_size, prot: F::prot(level, entry) })
     }
+}
+
+/// The words of a table if they are all there. Told once, the compiler need not check each index.
+#[inline(always)]
+const fn whole<F: Format>(words: &[AtomicU64]) -> Option<&[AtomicU64]> {
+    if words.len() >= table_entries::<F>() { Some(words) } else { None }
 }

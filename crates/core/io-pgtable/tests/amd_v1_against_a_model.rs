@@ -9,8 +9,8 @@
 )]
 
 mod support {
-    pub mod decoder;
-    pub mod model;
+    pub(crate) mod decoder;
+    pub(crate) mod model;
 }
 
 use lychgate_io_pgtable::{AmdV1, AmdV1Options, Config, Error, Gather, PageTable, Stop};
