@@ -1,0 +1,7 @@
+mod admin;
+mod driver;
+mod faults;
+mod fuzz;
+mod io;
+mod queues;
+mod registers;
