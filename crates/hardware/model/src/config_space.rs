@@ -148,9 +148,7 @@ impl ConfigSpace {
             function_level_reset |= self.express.map(|cap| cap + DEVICE_CONTROL_HIGH) == Some(at)
                 && value & INITIATE_FLR_HIGH != 0;
         }
-        Written {
-            function_level_reset,
-        }
+        Written { function_level_reset }
     }
 
     /// Every register as after reset: decoding, bus mastering and interrupts off, BARs 0.
@@ -187,9 +185,7 @@ impl ConfigSpace {
 
     /// What MSI-X messages must pass, besides the mask bit of their entry.
     pub fn msix_gate(&self) -> MsixGate {
-        let control = self
-            .msix
-            .map_or(0, |cap| self.bytes[cap + MSIX_CONTROL_HIGH]);
+        let control = self.msix.map_or(0, |cap| self.bytes[cap + MSIX_CONTROL_HIGH]);
         MsixGate {
             enabled: control & MSIX_ENABLE_HIGH != 0,
             masked: control & MSIX_FUNCTION_MASK_HIGH != 0,
@@ -199,8 +195,7 @@ impl ConfigSpace {
 
     /// MSI Enable.
     pub fn msi_enabled(&self) -> bool {
-        self.msi
-            .is_some_and(|(cap, _)| self.bytes[cap + MSI_CONTROL] & MSI_ENABLE != 0)
+        self.msi.is_some_and(|(cap, _)| self.bytes[cap + MSI_CONTROL] & MSI_ENABLE != 0)
     }
 
     /// An event on MSI vector `vector`: the message to send now, if it may leave. Vectors above
@@ -219,8 +214,7 @@ impl ConfigSpace {
                 return None;
             }
         }
-        self.bus_master()
-            .then(|| self.msi_message(cap, layout, vector))
+        self.bus_master().then(|| self.msi_message(cap, layout, vector))
     }
 
     /// One pending MSI message that may leave now, no longer pending. Call until `None` after a
@@ -243,11 +237,8 @@ impl ConfigSpace {
     }
 
     fn msi_message(&self, cap: usize, layout: MsiLayout, vector: u8) -> Msi {
-        let (high, data_at) = if layout.wide {
-            (self.dword(cap + 8), cap + 12)
-        } else {
-            (0, cap + 8)
-        };
+        let (high, data_at) =
+            if layout.wide { (self.dword(cap + 8), cap + 12) } else { (0, cap + 8) };
         let data = self.dword(data_at) & 0xffff;
         let low_bits = u32::from(self.msi_count(cap, layout)) - 1;
         Msi {
@@ -260,16 +251,8 @@ impl ConfigSpace {
         let class = header.class.to_le_bytes();
         self.lay(0x00, &header.vendor.to_le_bytes(), &[]);
         self.lay(0x02, &header.device.to_le_bytes(), &[]);
-        let intx_disable = if header.interrupt_pin == 0 {
-            0
-        } else {
-            COMMAND_INTX_DISABLE_HIGH
-        };
-        self.lay(
-            COMMAND,
-            &[],
-            &[COMMAND_MEMORY | COMMAND_BUS_MASTER, intx_disable],
-        );
+        let intx_disable = if header.interrupt_pin == 0 { 0 } else { COMMAND_INTX_DISABLE_HIGH };
+        self.lay(COMMAND, &[], &[COMMAND_MEMORY | COMMAND_BUS_MASTER, intx_disable]);
         self.lay(STATUS, &[STATUS_CAPABILITY_LIST], &[]);
         self.write_one_clears[STATUS + 1] = STATUS_RECEIVED_MASTER_ABORT_HIGH;
         self.lay(0x08, &[header.revision, class[0], class[1], class[2]], &[]);

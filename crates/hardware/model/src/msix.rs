@@ -72,9 +72,8 @@ impl Msix {
     /// Reads bytes of the table from `offset`; 0 beyond its end.
     pub fn read_table(&self, offset: u64, to: &mut [u8]) {
         for (at, byte) in (offset..=u64::MAX).zip(to) {
-            *byte = index(at / MSIX_ENTRY_SIZE)
-                .and_then(|i| self.entries.get(i))
-                .map_or(0, |entry| {
+            *byte =
+                index(at / MSIX_ENTRY_SIZE).and_then(|i| self.entries.get(i)).map_or(0, |entry| {
                     let [word, lane] = [at % MSIX_ENTRY_SIZE / 4, at % 4];
                     entry[word as usize & 3].to_le_bytes()[lane as usize & 3]
                 });
@@ -165,11 +164,7 @@ fn index(value: u64) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const OPEN: MsixGate = MsixGate {
-        enabled: true,
-        masked: false,
-        bus_master: true,
-    };
+    const OPEN: MsixGate = MsixGate { enabled: true, masked: false, bus_master: true };
 
     fn program(msix: &mut Msix, vector: u64, address: u64, data: u32, masked: bool) {
         let at = vector * MSIX_ENTRY_SIZE;
@@ -214,30 +209,14 @@ mod tests {
     fn the_function_mask_and_bus_master_hold_messages_back_and_disable_drops_them() {
         let mut msix = Msix::new(70);
         program(&mut msix, 69, 0xfee0_0000, 7, false);
-        for closed in [
-            MsixGate {
-                masked: true,
-                ..OPEN
-            },
-            MsixGate {
-                bus_master: false,
-                ..OPEN
-            },
-        ] {
+        for closed in [MsixGate { masked: true, ..OPEN }, MsixGate { bus_master: false, ..OPEN }] {
             assert_eq!(msix.raise(69, closed), None);
             assert_eq!(msix.release(closed), None);
             assert!(msix.release(OPEN).is_some());
         }
-        let off = MsixGate {
-            enabled: false,
-            ..OPEN
-        };
+        let off = MsixGate { enabled: false, ..OPEN };
         assert_eq!(msix.raise(69, off), None);
-        assert_eq!(
-            msix.release(OPEN),
-            None,
-            "an event while disabled is not remembered"
-        );
+        assert_eq!(msix.release(OPEN), None, "an event while disabled is not remembered");
     }
 
     #[test]

@@ -11,23 +11,12 @@ const HEADER: Header = Header {
 };
 
 fn bar(size: u64, kind: BarKind) -> Option<Bar> {
-    Some(Bar {
-        size,
-        kind,
-        prefetchable: false,
-        mappable: 0,
-    })
+    Some(Bar { size, kind, prefetchable: false, mappable: 0 })
 }
 
 fn space(msi: Option<MsiLayout>) -> ConfigSpace {
-    let bars = [
-        bar(0x4000, BarKind::Memory64),
-        None,
-        bar(0x10_0000, BarKind::Memory32),
-        None,
-        None,
-        None,
-    ];
+    let bars =
+        [bar(0x4000, BarKind::Memory64), None, bar(0x10_0000, BarKind::Memory32), None, None, None];
     let msix = MsixLayout {
         vectors: 65,
         table_bar: 0,
@@ -35,15 +24,7 @@ fn space(msi: Option<MsiLayout>) -> ConfigSpace {
         pba_bar: 0,
         pba_offset: 0x3000,
     };
-    ConfigSpace::new(
-        &HEADER,
-        &bars,
-        &Capabilities {
-            express: true,
-            msi,
-            msix: Some(msix),
-        },
-    )
+    ConfigSpace::new(&HEADER, &bars, &Capabilities { express: true, msi, msix: Some(msix) })
 }
 
 fn dword(space: &ConfigSpace, at: u16) -> u32 {
@@ -144,11 +125,7 @@ fn the_msix_gate_follows_control_and_bus_master() {
 
 #[test]
 fn msi_vectors_fold_onto_the_enabled_count() {
-    let mut space = space(Some(MsiLayout {
-        vectors_log2: 3,
-        wide: true,
-        maskable: false,
-    }));
+    let mut space = space(Some(MsiLayout { vectors_log2: 3, wide: true, maskable: false }));
     let msi = find(&space, 5).unwrap();
     assert_eq!(dword(&space, msi) >> 16, 0x0086);
     assert_eq!(space.raise_msi(0), None, "disabled");
@@ -165,11 +142,7 @@ fn msi_vectors_fold_onto_the_enabled_count() {
 
 #[test]
 fn a_masked_msi_vector_is_sent_once_when_unmasked() {
-    let mut space = space(Some(MsiLayout {
-        vectors_log2: 2,
-        wide: false,
-        maskable: true,
-    }));
+    let mut space = space(Some(MsiLayout { vectors_log2: 2, wide: false, maskable: true }));
     let msi = find(&space, 5).unwrap();
     write(&mut space, 4, 4);
     write(&mut space, msi + 4, 0xfee0_0000);
