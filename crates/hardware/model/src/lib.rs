@@ -3,14 +3,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod config_space;
 pub mod dma;
+pub mod fault;
 pub mod iommu;
 pub mod msix;
 pub mod pci;
 
+pub use cache::{Cache, Policy, Span};
 pub use config_space::{Capabilities, ConfigSpace, Header, MsiLayout, MsixLayout};
 pub use dma::{DmaError, DmaRequest, DmaSegment, Upstream};
-pub use iommu::{Access, IommuPort, Translation};
+pub use fault::{FaultAccess, FaultCause, FaultObserver, FaultRecord};
+pub use iommu::{Aborted, Access, IommuPort, Translation};
 pub use msix::{Msix, MsixGate};
 pub use pci::{Bar, BarKind, Msi, PciFunction, RegisterFile, Service};
