@@ -5,7 +5,9 @@ use core::sync::atomic::AtomicU64;
 use lychgate_types::{Iova, Pages, PhysAddr, PhysRun, Prot};
 
 use crate::error::Error;
-use crate::format::{Format, LEVELS_LIMIT, item_shift, span_shift, table_bytes, table_entries};
+use crate::format::{
+    Format, LEVELS_LIMIT, item_shift, leaf_entries, span_shift, table_bytes, table_entries,
+};
 use crate::gather::Gather;
 use crate::table::{PageTable, Root};
 use crate::words;
@@ -49,11 +51,15 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         prot: Prot,
         gather: &mut Gather,
     ) -> Result<u64, Error> {
-        if let [run] = runs
-            && run.len == 1 << F::GRANULE_SHIFT
-            && self.map_granule(iova.get(), run.start, prot)
-        {
-            return Ok(run.len);
+        if let [run] = runs {
+            let done = if run.len == 1 << F::GRANULE_SHIFT {
+                self.map_granule(iova.get(), run.start, prot)
+            } else {
+                self.map_leaf(iova.get(), *run, prot)
+            };
+            if done {
+                return Ok(run.len);
+            }
         }
         self.map_runs(iova.get(), runs, prot, gather)
     }
@@ -118,17 +124,8 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     #[inline(always)]
     fn map_granule(&self, iova: u64, phys: PhysAddr, prot: Prot) -> bool {
         let root = self.root();
-        let last = iova | ((1 << F::GRANULE_SHIFT) - 1);
-        let aligned = (iova | phys.get()) & (self.granule() - 1) == 0
-            && self.granule() == 1 << F::GRANULE_SHIFT;
-        let in_range = self.first <= iova
-            && last <= self.last
-            && self.root_reaches(root, last)
-            && phys.get() <= self.output_last;
-        if !aligned || !in_range {
-            return false;
-        }
-        let Some(attributes) = F::attributes(&self.options, prot) else {
+        let Some(attributes) = self.leaf_attributes(root, iova, phys, F::GRANULE_SHIFT, prot)
+        else {
             return false;
         };
         let done = self.lookup(root, iova, |found| {
@@ -143,6 +140,53 @@ impl<F: Format, P: Pages> PageTable<F, P> {
             true
         });
         done == Some(true)
+    }
+
+    /// As [`Self::map_granule`], for a run that is one leaf of any size.
+    #[inline(never)]
+    fn map_leaf(&self, iova: u64, run: PhysRun, prot: Prot) -> bool {
+        let root = self.root();
+        let shift = run.len.trailing_zeros();
+        if !run.len.is_power_of_two() || self.sizes_below(root.levels) & run.len == 0 {
+            return false;
+        }
+        let attributes = self.leaf_attributes(root, iova, run.start, shift, prot);
+        let found = self.lookup(root, iova, |found| found);
+        let Some((attributes, found)) = attributes.zip(found) else {
+            return false;
+        };
+        let level = leaf_level::<F>(shift);
+        let count = leaf_entries::<F>(level, shift);
+        let slots = found.table.get(found.index..).and_then(|rest| rest.get(..count));
+        match slots {
+            Some(slots) if found.level == level && words::all_clear(slots) => {
+                write_leaf::<F>(slots, level, shift, run.start, attributes);
+                self.pages.clean(slots);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Checks one leaf of 2^`shift` bytes, a size that the table has or the granule; gives its
+    /// attributes if nothing is wrong.
+    #[inline(always)]
+    fn leaf_attributes(
+        &self,
+        root: Root,
+        iova: u64,
+        phys: PhysAddr,
+        shift: u32,
+        prot: Prot,
+    ) -> Option<u64> {
+        let within = (1u64 << shift) - 1;
+        let last = iova | within;
+        let aligned = (iova | phys.get()) & within == 0 && self.granule() <= 1 << shift;
+        let in_range = self.first <= iova
+            && last <= self.last
+            && self.root_reaches(root, last)
+            && phys.get() | within <= self.output_last;
+        if aligned && in_range { F::attributes(&self.options, prot) } else { None }
     }
 
     /// Takes the `done` bytes from `iova` back that a failed map has written.
@@ -226,12 +270,11 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
         }
         let index = self.table.index(self.root, 0, self.iova);
         let slots = self.path[0].get(index..).unwrap_or(&[]);
+        let following = runs.get(1..).unwrap_or(&[]);
         let attributes = self.attributes;
         let mut count = 0;
-        for (word, run) in slots.iter().zip(runs) {
-            let end = run.start.wrapping_add(1 << F::GRANULE_SHIFT);
-            let next = runs.get(count + 1);
-            let continued = next.is_some_and(|next| next.start == end);
+        for ((word, run), next) in slots.iter().zip(runs).zip(following) {
+            let continued = next.start == run.start.wrapping_add(1 << F::GRANULE_SHIFT);
             if run.len != 1 << F::GRANULE_SHIFT || continued || words::load(word) != 0 {
                 break;
             }
@@ -249,7 +292,7 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
         let (mut phys, mut left) = (phys, len);
         while left != 0 {
             let leaves = best_leaves(self.sizes, self.iova, phys, left);
-            let level = (leaves.shift - F::GRANULE_SHIFT) / F::INDEX_BITS;
+            let level = leaf_level::<F>(leaves.shift);
             let mut rest = leaves.count << leaves.shift;
             left -= rest;
             while rest != 0 {
@@ -390,17 +433,14 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
     /// Writes the entries of `run` to its `slots`.
     #[inline(always)]
     fn write(&self, slots: &[AtomicU64], run: &Run) {
-        let item = item_shift::<F>(run.level);
-        let leaf = |phys| F::leaf(run.level, run.shift, PhysAddr::new(phys), self.attributes);
-        if run.shift == item {
-            let step = F::address(PhysAddr::new(1 << item));
-            words::fill(slots, leaf(run.phys), step);
+        let mut phys = PhysAddr::new(run.phys);
+        if run.shift == item_shift::<F>(run.level) {
+            let first = F::leaf(run.level, run.shift, phys, self.attributes);
+            words::fill(slots, first, F::address(PhysAddr::new(1 << run.shift)));
             return;
         }
-        let step = F::replica_step(run.level, run.shift);
-        let mut phys = run.phys;
-        for replicas in slots.chunks(1 << (run.shift - item)) {
-            words::fill(replicas, leaf(phys), step);
+        for slots in slots.chunks(leaf_entries::<F>(run.level, run.shift)) {
+            write_leaf::<F>(slots, run.level, run.shift, phys, self.attributes);
             phys = phys.wrapping_add(1 << run.shift);
         }
     }
@@ -449,6 +489,25 @@ enum Made<'a> {
     Ours(&'a [AtomicU64]),
     /// Another thread was faster; this is its entry.
     Theirs(u64),
+}
+
+/// Writes one leaf to all the entries that it takes.
+#[inline(always)]
+fn write_leaf<F: Format>(
+    slots: &[AtomicU64],
+    level: u32,
+    shift: u32,
+    phys: PhysAddr,
+    attributes: u64,
+) {
+    let first = F::leaf(level, shift, phys, attributes);
+    words::fill(slots, first, F::replica_step(level, shift));
+}
+
+/// The level whose entries hold leaves of 2^`shift` bytes.
+#[inline(always)]
+const fn leaf_level<F: Format>(shift: u32) -> u32 {
+    (shift - F::GRANULE_SHIFT) / F::INDEX_BITS
 }
 
 /// `count` leaves of 2^`shift` bytes.
