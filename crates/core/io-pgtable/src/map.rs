@@ -367,9 +367,7 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
             if !F::is_present(entry) || !F::is_table(here, entry) {
                 return Err(Error::AlreadyMapped { at: Iova::new(self.iova) });
             }
-            if F::CLEAN_DONE != 0 && entry & F::CLEAN_DONE == 0 {
-                self.table.pages.clean(core::slice::from_ref(word));
-            }
+            self.table.finish_clean(word, entry);
             here -= 1;
             self.enter(here, self.table.table_words(F::table_address(entry)))?;
         }

@@ -115,7 +115,9 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         if page_sizes & sizes_mask::<F>(config.levels) == 0 {
             return Err(Error::Unsupported("number of levels for these page sizes"));
         }
-        let root = pages.alloc(table_bytes::<F>(config.root_extra_bits))?;
+        let bytes = table_bytes::<F>(config.root_extra_bits);
+        let root = pages.alloc(bytes)?;
+        pages.clean(pages.words(root, table_entries::<F>() << config.root_extra_bits));
         Ok(Self {
             root: AtomicU64::new(root.get() | u64::from(config.levels)),
             first,

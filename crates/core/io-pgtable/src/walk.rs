@@ -123,10 +123,12 @@ impl<F: Format, P: Pages> PageTable<F, P> {
             ($level:literal) => {
                 if $level < F::MAX_LEVELS && root.levels > $level {
                     let index = self.index(root, $level, iova);
-                    let entry = words::load(table.get(index)?);
+                    let word = table.get(index)?;
+                    let entry = words::load(word);
                     if !F::is_present(entry) || !F::is_table($level, entry) {
                         return Some(end(Found { table, index, level: $level, entry }));
                     }
+                    self.finish_clean(word, entry);
                     table = whole::<F>(self.table_words(F::table_address(entry)))?;
                 }
             };
@@ -139,6 +141,15 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         let index = self.index(root, 0, iova);
         let entry = words::load(table.get(index)?);
         Some(end(Found { table, index, level: 0, entry }))
+    }
+
+    /// Makes sure that hardware can see the table entry in `word`, which another thread may have
+    /// stored and not cleaned yet.
+    #[inline(always)]
+    pub(crate) fn finish_clean(&self, word: &AtomicU64, entry: u64) {
+        if F::CLEAN_DONE != 0 && entry & F::CLEAN_DONE == 0 {
+            self.pages.clean(core::slice::from_ref(word));
+        }
     }
 
     /// What `entry`, at which the walk for `iova` ended, says.
