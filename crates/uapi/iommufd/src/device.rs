@@ -1,10 +1,12 @@
 //! Devices of a context, as VFIO binds and attaches them (`drivers/iommu/iommufd/device.c`).
 
-use lychgate_iommu::{DeviceId, GroupId};
+use lychgate_iommu::{Capability, DeviceId, GroupId};
 use lychgate_types::Errno;
 
+use crate::attach::Way;
 use crate::context::{Context, ContextRef};
 use crate::error::{Result, refuse};
+use crate::objects::{DeviceObject, Object};
 
 /// A device that a context owns (`struct iommufd_device`): dropping it detaches and unbinds it.
 pub struct BoundDevice {
@@ -44,7 +46,7 @@ impl BoundDevice {
     /// one; `EBUSY` when the device is attached; `EADDRINUSE` when what is mapped collides with what
     /// the device reserves or the page table cannot hold; `EFAULT` and `ENOMEM` from pinning.
     pub fn attach(&self, pt_id: u32) -> Result<u32> {
-        self.context.attach_device(self.id, pt_id)
+        self.context.change_pt(&mut self.context.lock(), self.id, pt_id, Way::Attach)
     }
 
     /// Attaches the device's group to something else, without a moment in between in which it is
@@ -52,17 +54,17 @@ impl BoundDevice {
     ///
     /// `EINVAL` when the device is not attached; else as [`BoundDevice::attach`].
     pub fn replace(&self, pt_id: u32) -> Result<u32> {
-        self.context.replace_device(self.id, pt_id)
+        self.context.change_pt(&mut self.context.lock(), self.id, pt_id, Way::Replace)
     }
 
     /// Detaches the device; nothing happens when it is not attached (`iommufd_device_detach`).
     pub fn detach(&self) {
-        self.context.detach_device(self.id);
+        self.context.detach(&mut self.context.lock(), self.id);
     }
 
     /// Whether the device is attached to a page table.
     pub fn is_attached(&self) -> bool {
-        self.context.device_is_attached(self.id)
+        Context::is_attached(&self.context.lock(), self.id)
     }
 }
 
@@ -75,53 +77,46 @@ impl Drop for BoundDevice {
 impl Context {
     /// Whether a device of the group is bound here (`iommufd_ctx_has_group`).
     pub fn has_group(&self, group: GroupId) -> bool {
-        let _ = group;
-        false
+        self.lock().objects.devices().any(|(_, object)| object.group == group)
     }
 
     /// The object of a device that is bound here (`iommufd_device_to_id`).
     pub fn device_object(&self, device: DeviceId) -> Option<u32> {
-        let _ = device;
-        None
-    }
-
-    /// Makes sure that there is a compatibility IOAS, as a VFIO group does that is put into this
-    /// container (`iommufd_vfio_compat_ioas_create`). `ENOMEM` when no object number is free.
-    pub fn create_compat_ioas(&self) -> Result<u32> {
-        self.compat_ioas()
-    }
-
-    /// The compatibility IOAS, to which the devices of containers are attached
-    /// (`iommufd_vfio_compat_ioas_get_id`). `ENODEV` without one.
-    pub fn compat_ioas(&self) -> Result<u32> {
-        refuse(Errno::ENODEV, "there is no compatibility IOAS")
+        let state = self.lock();
+        state.objects.devices().find(|(_, object)| object.device == device).map(|(id, _)| id)
     }
 
     fn bind_device(&self, device: DeviceId) -> Result<u32> {
-        let _ = device;
-        refuse(Errno::ENODEV, "there is no such device")
-    }
-
-    fn attach_device(&self, id: u32, pt_id: u32) -> Result<u32> {
-        let _ = (id, pt_id);
-        refuse(Errno::ENOENT, "no object has this number")
-    }
-
-    fn replace_device(&self, id: u32, pt_id: u32) -> Result<u32> {
-        let _ = (id, pt_id);
-        refuse(Errno::EINVAL, "the device is not attached")
-    }
-
-    fn detach_device(&self, id: u32) {
-        let _ = id;
-    }
-
-    fn device_is_attached(&self, id: u32) -> bool {
-        let _ = id;
-        false
+        let mut state = self.lock();
+        let mut iommu = self.lock_iommu();
+        let (Some(bdf), Some(group)) = (iommu.bdf(device), iommu.group(device)) else {
+            return refuse(Errno::ENODEV, "no IOMMU translates for the device");
+        };
+        if !iommu.capable(device, Capability::CacheCoherency) {
+            return refuse(Errno::EINVAL, format!("DMA of {bdf} is not coherent with the caches"));
+        }
+        let isolated = iommu.capable(device, Capability::IsolatedMsi);
+        if !isolated && !self.config.allow_unsafe_interrupts {
+            return refuse(Errno::EPERM, format!("the interrupts of {bdf} are not isolated"));
+        }
+        iommu.claim_dma_owner(device, self.owner)?;
+        let enforces_coherency = iommu.capable(device, Capability::EnforceCacheCoherency);
+        let object = DeviceObject { device, bdf, group, enforces_coherency };
+        let id = state
+            .objects
+            .add(Object::Device(object))
+            .inspect_err(|_| iommu.release_dma_owner(device))?;
+        // Whoever bound it uses it: callers cannot destroy it.
+        state.objects.hold(id);
+        state.objects.publish(id);
+        Ok(id)
     }
 
     fn unbind_device(&self, id: u32) {
-        let _ = id;
+        let mut state = self.lock();
+        self.detach(&mut state, id);
+        if let Some(Object::Device(object)) = state.objects.remove(id) {
+            self.lock_iommu().release_dma_owner(object.device);
+        }
     }
 }

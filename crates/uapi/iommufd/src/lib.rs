@@ -4,14 +4,29 @@
 
 #![forbid(unsafe_code)]
 
+pub mod abi;
+mod alloc_iova;
+mod attach;
 pub mod client;
+mod command;
 pub mod context;
 pub mod device;
+mod dispatch;
 pub mod error;
 pub mod file;
+mod hw_info;
+mod hwpt;
+mod io_pagetable;
+mod ioas;
 pub mod mm;
+mod objects;
 pub mod observer;
+mod option;
+mod pages;
+mod reserved;
 mod state;
+mod unsupported;
+mod vfio_compat;
 
 pub use client::{Cap, Client, EventFd};
 pub use context::{Config, Context, ContextRef, NodeKind, SharedIommu};

@@ -1,0 +1,523 @@
+//! The areas of an IOAS and the domains that hold them (`struct io_pagetable`).
+//!
+//! Pages are pinned while at least one domain is there, once per area however many domains there
+//! are; then every domain maps every area.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use lychgate_iommu::PagingDomain;
+use lychgate_types::{Errno, Iova, PhysRun, Prot};
+
+use crate::alloc_iova::{SEARCHED, Wanted};
+use crate::error::{Result, refuse};
+use crate::mm::PAGE_SIZE;
+use crate::pages::Pages;
+use crate::reserved::{Reserved, ReservedBy, merge};
+
+/// What of some memory is to be mapped.
+#[derive(Clone)]
+pub(crate) struct Slice {
+    /// The memory.
+    pub(crate) pages: Arc<Pages>,
+    /// First byte.
+    pub(crate) start: u64,
+    /// Bytes, not 0.
+    pub(crate) len: u64,
+}
+
+/// A range of IOVA that leads to memory (`struct iopt_area`).
+struct Area {
+    last: u64,
+    pages: Arc<Pages>,
+    /// The byte of `pages` at the first IOVA.
+    start: u64,
+    prot: Prot,
+}
+
+impl Area {
+    fn len(&self, first: u64) -> u64 {
+        self.last - first + 1
+    }
+
+    fn is_aligned(&self, first: u64, alignment: u64) -> bool {
+        (first | self.len(first) | (self.start % PAGE_SIZE)).is_multiple_of(alignment)
+    }
+}
+
+/// A domain that holds every area, and the number of its object.
+struct Holder {
+    id: u32,
+    domain: Arc<dyn PagingDomain>,
+}
+
+/// The areas of an IOAS.
+pub(crate) struct IoPageTable {
+    areas: BTreeMap<u64, Area>,
+    allowed: Vec<RangeInclusive<u64>>,
+    reserved: Reserved,
+    holders: Vec<Holder>,
+    alignment: u64,
+    large_pages: bool,
+}
+
+impl IoPageTable {
+    /// Nothing mapped, nothing reserved, large pages allowed.
+    pub(crate) fn new() -> Self {
+        Self {
+            areas: BTreeMap::new(),
+            allowed: Vec::new(),
+            reserved: Reserved::default(),
+            holders: Vec::new(),
+            alignment: 1,
+            large_pages: true,
+        }
+    }
+
+    /// What IOVAs, lengths and offsets into pages must be a multiple of.
+    pub(crate) fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// Whether large pages may be used.
+    pub(crate) fn large_pages(&self) -> bool {
+        self.large_pages
+    }
+
+    /// The ranges that can be mapped.
+    pub(crate) fn usable(&self) -> Vec<RangeInclusive<u64>> {
+        self.reserved.holes()
+    }
+
+    /// The memory of every area.
+    pub(crate) fn memory(&self) -> impl Iterator<Item = &Arc<Pages>> {
+        self.areas.values().map(|area| &area.pages)
+    }
+
+    /// Maps `slices` one behind the other, at `iova` or, without one, where they fit; gives the
+    /// first IOVA. Each becomes an area (`iopt_map_pages`).
+    pub(crate) fn map(&mut self, slices: &[Slice], iova: Option<u64>, prot: Prot) -> Result<u64> {
+        let len = slices.iter().try_fold(0_u64, |sum, slice| sum.checked_add(slice.len));
+        let len = len.unwrap_or(u64::MAX);
+        if len == 0 || !len.is_multiple_of(self.alignment) {
+            return refuse(
+                Errno::EINVAL,
+                format!("the length is 0 or not a multiple of {}", self.alignment),
+            );
+        }
+        let first = match iova {
+            Some(iova) => self.check_iova(iova, len)?,
+            None => self.alloc_iova(slices, len)?,
+        };
+        let mut areas = Vec::with_capacity(slices.len());
+        let mut at = first;
+        for slice in slices {
+            let area = self.area(slice, at, prot)?;
+            at = area.last.wrapping_add(1);
+            areas.push((at.wrapping_sub(slice.len), area));
+        }
+        for (done, (first, area)) in areas.iter().enumerate() {
+            if let Err(refusal) = self.fill(*first, area) {
+                for (first, area) in areas.iter().take(done) {
+                    self.unfill(*first, area);
+                }
+                return Err(refusal);
+            }
+        }
+        self.areas.extend(areas);
+        Ok(first)
+    }
+
+    /// What is mapped at `len` bytes from `iova`, without any hole (`iopt_get_pages`).
+    pub(crate) fn slices(&self, iova: u64, len: u64) -> Result<Vec<Slice>> {
+        let last = last_of(iova, len)?;
+        let mut slices = Vec::new();
+        let mut at = iova;
+        loop {
+            let found = self.areas.range(..=at).next_back().filter(|(_, area)| area.last >= at);
+            let Some((&first, area)) = found else {
+                return refuse(Errno::ENOENT, format!("nothing is mapped at {at:#x}"));
+            };
+            let end = area.last.min(last);
+            slices.push(Slice {
+                pages: Arc::clone(&area.pages),
+                start: area.start + (at - first),
+                len: end - at + 1,
+            });
+            if end == last {
+                return Ok(slices);
+            }
+            at = end + 1;
+        }
+    }
+
+    /// Unmaps the areas in `first..=last`, ascending, and tells `unmapped` of each: its first IOVA
+    /// and its length. `ENOENT` at one that is only partly inside: those before it are gone then.
+    pub(crate) fn unmap(
+        &mut self,
+        first: u64,
+        last: u64,
+        mut unmapped: impl FnMut(u64, u64),
+    ) -> Result<()> {
+        while let Some((start, end)) = self.first_area(first, last) {
+            if start < first || end > last {
+                return refuse(
+                    Errno::ENOENT,
+                    format!("the area {start:#x}..={end:#x} is only partly in the range"),
+                );
+            }
+            if let Some(area) = self.areas.remove(&start) {
+                self.unfill(start, &area);
+                unmapped(start, area.len(start));
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts the area that `last` is inside of in two, `last` the last byte of the first one
+    /// (`iopt_cut_iova`). Nothing happens where there is no area or it ends there.
+    pub(crate) fn cut(&mut self, last: u64) -> Result<()> {
+        let found = self.areas.range_mut(..=last).next_back().filter(|(_, area)| area.last > last);
+        let Some((&first, area)) = found else {
+            return Ok(());
+        };
+        let kept = last - first + 1;
+        if !((last + 1) | (area.start + kept)).is_multiple_of(self.alignment) {
+            return refuse(
+                Errno::EINVAL,
+                format!("{:#x} is not a multiple of {}", last + 1, self.alignment),
+            );
+        }
+        if self.large_pages && !self.holders.is_empty() {
+            return refuse(Errno::EINVAL, "an area that large pages may map cannot be cut");
+        }
+        let right = Area {
+            last: area.last,
+            pages: Arc::clone(&area.pages),
+            start: area.start + kept,
+            prot: area.prot,
+        };
+        area.last = last;
+        self.areas.insert(last + 1, right);
+        Ok(())
+    }
+
+    /// Restricts the IOVAs that are chosen to `ranges`, or to none with an empty list
+    /// (`iopt_set_allow_iova`).
+    pub(crate) fn allow(&mut self, ranges: Vec<RangeInclusive<u64>>) -> Result<()> {
+        for range in &ranges {
+            if self.reserved.overlaps(*range.start(), *range.end()) {
+                return refuse(
+                    Errno::EADDRINUSE,
+                    format!("{:#x}..={:#x} is in part reserved", range.start(), range.end()),
+                );
+            }
+        }
+        self.allowed = merge(ranges);
+        Ok(())
+    }
+
+    /// Reserves `range` (`iopt_reserve_iova`). `EADDRINUSE` when something is mapped there, or the
+    /// caller allowed it.
+    pub(crate) fn reserve(&mut self, range: RangeInclusive<u64>, by: ReservedBy) -> Result<()> {
+        let (first, last) = (*range.start(), *range.end());
+        if self.first_area(first, last).is_some() {
+            return refuse(
+                Errno::EADDRINUSE,
+                format!("something is mapped in {first:#x}..={last:#x}, which is reserved"),
+            );
+        }
+        if self.allowed.iter().any(|allowed| *allowed.start() <= last && first <= *allowed.end()) {
+            return refuse(
+                Errno::EADDRINUSE,
+                format!("allowed IOVAs are in {first:#x}..={last:#x}, which is reserved"),
+            );
+        }
+        self.reserved.add(range, by);
+        Ok(())
+    }
+
+    /// Takes back what `by` reserved.
+    pub(crate) fn unreserve(&mut self, by: ReservedBy) {
+        self.reserved.remove(by);
+    }
+
+    /// Lets large pages be used or not (`iopt_enable_large_pages`, `iopt_disable_large_pages`).
+    pub(crate) fn set_large_pages(&mut self, allowed: bool) -> Result<()> {
+        if self.large_pages && !allowed {
+            if !self.holders.is_empty() && !self.areas.is_empty() {
+                return refuse(
+                    Errno::EINVAL,
+                    "large pages cannot be ruled out once domains have mappings",
+                );
+            }
+            self.check_alignment(self.needed_alignment(false))?;
+        }
+        self.large_pages = allowed;
+        self.alignment = self.needed_alignment(allowed);
+        Ok(())
+    }
+
+    /// Adds a domain and maps every area into it (`iopt_table_add_domain`).
+    pub(crate) fn add_domain(&mut self, id: u32, domain: &Arc<dyn PagingDomain>) -> Result<()> {
+        let geometry = domain.geometry();
+        let alignment = self.alignment.max(geometry.granule());
+        if !(1..=PAGE_SIZE).contains(&geometry.granule()) {
+            return refuse(Errno::EINVAL, "the smallest page of the domain is above 4096 bytes");
+        }
+        self.check_alignment(alignment)?;
+        let result = self.hold(id, domain, geometry.first.get(), geometry.last.get());
+        match result {
+            Ok(()) => {
+                self.holders.push(Holder { id, domain: Arc::clone(domain) });
+                self.alignment = alignment;
+            }
+            Err(_) => self.unreserve(ReservedBy::PageTable(id)),
+        }
+        result
+    }
+
+    /// Unmaps every area from a domain and forgets it (`iopt_table_remove_domain`).
+    pub(crate) fn remove_domain(&mut self, id: u32) {
+        let Some(index) = self.holders.iter().position(|holder| holder.id == id) else {
+            return;
+        };
+        let holder = self.holders.remove(index);
+        for (&first, area) in &self.areas {
+            unmap_all(holder.domain.as_ref(), first, area.len(first));
+            if self.holders.is_empty() {
+                area.pages.release(area.start, area.len(first));
+            }
+        }
+        self.unreserve(ReservedBy::PageTable(id));
+        self.alignment = self.needed_alignment(self.large_pages);
+    }
+
+    /// Reserves what the domain cannot hold, and maps every area into it.
+    fn hold(
+        &mut self,
+        id: u32,
+        domain: &Arc<dyn PagingDomain>,
+        first: u64,
+        last: u64,
+    ) -> Result<()> {
+        if first != 0 {
+            self.reserve(0..=first - 1, ReservedBy::PageTable(id))?;
+        }
+        if last != u64::MAX {
+            self.reserve(last + 1..=u64::MAX, ReservedBy::PageTable(id))?;
+        }
+        for (done, (&at, area)) in self.areas.iter().enumerate() {
+            let len = area.len(at);
+            let runs = match self.holders.is_empty() {
+                true => area.pages.acquire(area.start, len),
+                false => area.pages.runs(area.start, len),
+            };
+            let result = runs.and_then(|runs| {
+                let mapped = map_runs(domain.as_ref(), at, &runs, area.prot, self.large_pages);
+                if mapped.is_err() && self.holders.is_empty() {
+                    area.pages.release(area.start, len);
+                }
+                mapped
+            });
+            if let Err(refusal) = result {
+                for (&at, area) in self.areas.iter().take(done) {
+                    unmap_all(domain.as_ref(), at, area.len(at));
+                    if self.holders.is_empty() {
+                        area.pages.release(area.start, area.len(at));
+                    }
+                }
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Pins a new area and maps it into every domain, if there is any.
+    fn fill(&self, first: u64, area: &Area) -> Result<()> {
+        if self.holders.is_empty() {
+            return Ok(());
+        }
+        let len = area.len(first);
+        let runs = area.pages.acquire(area.start, len)?;
+        for (done, holder) in self.holders.iter().enumerate() {
+            let domain = holder.domain.as_ref();
+            if let Err(refusal) = map_runs(domain, first, &runs, area.prot, self.large_pages) {
+                for holder in self.holders.iter().take(done) {
+                    unmap_all(holder.domain.as_ref(), first, len);
+                }
+                area.pages.release(area.start, len);
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Unmaps an area from every domain, then unpins it.
+    fn unfill(&self, first: u64, area: &Area) {
+        let len = area.len(first);
+        for holder in &self.holders {
+            unmap_all(holder.domain.as_ref(), first, len);
+        }
+        if !self.holders.is_empty() {
+            area.pages.release(area.start, len);
+        }
+    }
+
+    /// The area of a slice at `iova` (`iopt_insert_area`).
+    fn area(&self, slice: &Slice, iova: u64, prot: Prot) -> Result<Area> {
+        if prot.contains(Prot::WRITE) && !slice.pages.writable() {
+            return refuse(Errno::EPERM, "the memory was mapped for reading only");
+        }
+        if !(slice.start % PAGE_SIZE).is_multiple_of(self.alignment) {
+            return refuse(
+                Errno::EINVAL,
+                format!("the memory does not start at a multiple of {}", self.alignment),
+            );
+        }
+        Ok(Area {
+            last: last_of(iova, slice.len)?,
+            pages: Arc::clone(&slice.pages),
+            start: slice.start,
+            prot,
+        })
+    }
+
+    /// Whether a fixed range can be mapped (`iopt_check_iova`); gives its first IOVA.
+    fn check_iova(&self, iova: u64, len: u64) -> Result<u64> {
+        if !iova.is_multiple_of(self.alignment) {
+            return refuse(
+                Errno::EINVAL,
+                format!("the IOVA {iova:#x} is not a multiple of {}", self.alignment),
+            );
+        }
+        let last = last_of(iova, len)?;
+        if self.reserved.overlaps(iova, last) {
+            return refuse(Errno::EINVAL, format!("{iova:#x}..={last:#x} is in part reserved"));
+        }
+        match self.first_area(iova, last) {
+            Some((first, last)) => refuse(
+                Errno::EEXIST,
+                format!("the area {first:#x}..={last:#x} is mapped there already"),
+            ),
+            None => Ok(iova),
+        }
+    }
+
+    /// A place for `len` bytes (`iopt_alloc_iova`).
+    fn alloc_iova(&self, slices: &[Slice], len: u64) -> Result<u64> {
+        if len >= u64::MAX / 2 {
+            return refuse(Errno::EOVERFLOW, "the length is half of the address space or more");
+        }
+        let position = slices.first().map_or(0, |slice| slice.pages.position(slice.start));
+        let wanted = Wanted::new(len, position);
+        if wanted.alignment < self.alignment {
+            return refuse(
+                Errno::EINVAL,
+                format!("the memory does not start at a multiple of {}", self.alignment),
+            );
+        }
+        let everywhere = [SEARCHED];
+        let allowed: &[_] = if self.allowed.is_empty() { &everywhere } else { &self.allowed };
+        for range in allowed {
+            let first = *range.start().max(SEARCHED.start());
+            let last = *range.end().min(SEARCHED.end());
+            if first > last {
+                continue;
+            }
+            let mut reserved = self.reserved.merged().iter().cloned();
+            let mut areas = self.ranges_from(first);
+            if let Some(iova) = wanted.search(first, last, [&mut reserved, &mut areas]) {
+                return Ok(iova);
+            }
+        }
+        refuse(Errno::ENOSPC, format!("no hole of {len:#x} bytes is left"))
+    }
+
+    /// The areas that end at `first` or behind it.
+    fn ranges_from(&self, first: u64) -> impl Iterator<Item = RangeInclusive<u64>> {
+        let before = self.areas.range(..first).next_back().filter(|(_, area)| area.last >= first);
+        let after = self.areas.range(first..);
+        before.into_iter().chain(after).map(|(&first, area)| first..=area.last)
+    }
+
+    /// First and last IOVA of the first area that overlaps `first..=last`.
+    fn first_area(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+        let range = self.ranges_from(first).next()?;
+        (*range.start() <= last).then(|| range.into_inner())
+    }
+
+    /// `EADDRINUSE` when an area does not fit an alignment (`iopt_check_iova_alignment`).
+    fn check_alignment(&self, alignment: u64) -> Result<()> {
+        if alignment <= self.alignment {
+            return Ok(());
+        }
+        match self.areas.iter().find(|(first, area)| !area.is_aligned(**first, alignment)) {
+            Some((first, area)) => refuse(
+                Errno::EADDRINUSE,
+                format!("the area {first:#x}..={:#x} is not aligned to {alignment}", area.last),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The alignment that domains and large pages ask for (`iopt_calculate_iova_alignment`).
+    fn needed_alignment(&self, large_pages: bool) -> u64 {
+        let least = if large_pages { 1 } else { PAGE_SIZE };
+        self.holders.iter().map(|holder| holder.domain.geometry().granule()).fold(least, u64::max)
+    }
+}
+
+/// The last of `len` bytes from `iova`.
+pub(crate) fn last_of(iova: u64, len: u64) -> Result<u64> {
+    let Some(more) = len.checked_sub(1) else {
+        return refuse(Errno::EINVAL, "the length is 0");
+    };
+    match iova.checked_add(more) {
+        Some(last) => Ok(last),
+        None => refuse(Errno::EOVERFLOW, "the range passes the end of the IOVA space"),
+    }
+}
+
+/// Maps `runs` with the largest pages that fit, or page by page. On an error nothing stays mapped.
+fn map_runs(
+    domain: &dyn PagingDomain,
+    iova: u64,
+    runs: &[PhysRun],
+    prot: Prot,
+    large_pages: bool,
+) -> Result<()> {
+    if large_pages {
+        return Ok(domain.map(Iova::new(iova), runs, prot)?);
+    }
+    let mut mapped = 0;
+    for run in runs {
+        let mut done = 0;
+        while done < run.len {
+            let page =
+                PhysRun { start: run.start.wrapping_add(done), len: PAGE_SIZE.min(run.len - done) };
+            if let Err(error) = domain.map(Iova::new(iova + mapped), &[page], prot) {
+                unmap_all(domain, iova, mapped);
+                return Err(error.into());
+            }
+            done += page.len;
+            mapped += page.len;
+        }
+    }
+    Ok(())
+}
+
+/// Unmaps a range that is mapped without holes.
+fn unmap_all(domain: &dyn PagingDomain, iova: u64, len: u64) {
+    let mut done = 0;
+    while done < len {
+        match domain.unmap(Iova::new(iova.wrapping_add(done)), len - done) {
+            0 => break,
+            bytes => done = done.saturating_add(bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
