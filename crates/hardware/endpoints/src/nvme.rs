@@ -217,15 +217,13 @@ impl PciFunction for Nvme {
             return;
         }
         match offset {
-            0..pci::TABLE => {
-                // Registers are 32 or 64 bits wide; narrower stores have no effect (3.1).
-                if offset.is_multiple_of(4) && from.len().is_multiple_of(4) {
-                    let first = usize::try_from(offset / 4).unwrap_or(usize::MAX);
-                    for (word, bytes) in (first..).zip(from.as_chunks().0) {
-                        controller.write_register(word, u32::from_le_bytes(*bytes));
-                    }
-                    controller.look();
+            // Registers are 32 or 64 bits wide; narrower stores have no effect (3.1).
+            0..pci::TABLE if offset.is_multiple_of(4) && from.len().is_multiple_of(4) => {
+                let first = usize::try_from(offset / 4).unwrap_or(usize::MAX);
+                for (word, bytes) in (first..).zip(from.as_chunks().0) {
+                    controller.write_register(word, u32::from_le_bytes(*bytes));
                 }
+                controller.look();
             }
             pci::TABLE..pci::PBA => {
                 controller.msix.write_table(offset - pci::TABLE, from);

@@ -74,8 +74,8 @@ impl Msix {
         for (at, byte) in (offset..=u64::MAX).zip(to) {
             *byte =
                 index(at / MSIX_ENTRY_SIZE).and_then(|i| self.entries.get(i)).map_or(0, |entry| {
-                    let [word, lane] = [at % MSIX_ENTRY_SIZE / 4, at % 4];
-                    entry[word as usize & 3].to_le_bytes()[lane as usize & 3]
+                    let word = entry.get((at % MSIX_ENTRY_SIZE / 4) as usize).copied();
+                    word.unwrap_or(0).to_le_bytes()[(at % 4) as usize]
                 });
         }
     }

@@ -153,9 +153,13 @@ impl Controller {
             return Ok(0);
         }
         let ranges = ranges.as_chunks::<RANGE_SIZE>().0.iter().map(|range| {
-            let range = u128::from_le_bytes(*range);
-            let (blocks, slba) = (range >> 32 & 0xffff_ffff, range >> 64);
-            namespace.extent((slba & u128::from(u64::MAX)) as u64, (blocks & 0xffff_ffff) as u64)
+            // Context attributes, number of blocks, starting LBA.
+            let [first, slba] = [0, 8].map(|at| {
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(&range[at..at + 8]);
+                u64::from_le_bytes(bytes)
+            });
+            namespace.extent(slba, first >> 32)
         });
         // No range is deallocated unless all are inside the namespace.
         let extents = ranges.collect::<Result<Vec<_>, _>>()?;

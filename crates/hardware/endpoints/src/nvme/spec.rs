@@ -3,9 +3,9 @@
 
 /// Registers as 32-bit words of BAR 0 (3.1).
 pub(crate) mod register {
-    pub(crate) const CAP_LOW: usize = 0x00 / 4;
-    pub(crate) const CAP_HIGH: usize = 0x04 / 4;
-    pub(crate) const VS: usize = 0x08 / 4;
+    pub(crate) const CAP_LOW: usize = 0;
+    pub(crate) const CAP_HIGH: usize = 1;
+    pub(crate) const VS: usize = 2;
     pub(crate) const CC: usize = 0x14 / 4;
     pub(crate) const CSTS: usize = 0x1c / 4;
     pub(crate) const AQA: usize = 0x24 / 4;
@@ -270,10 +270,6 @@ impl Status {
 
     const fn permanent(code: u16) -> Self {
         Self(code | DO_NOT_RETRY)
-    }
-
-    pub(crate) const fn is_error(self) -> bool {
-        self.0 != 0
     }
 
     /// Whether the medium, and not the command, is at fault: status code type 2 without Compare.

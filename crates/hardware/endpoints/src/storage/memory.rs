@@ -8,6 +8,9 @@ use super::{Storage, out_of_range};
 /// Bytes of one chunk: a large page.
 const CHUNK: usize = 2 << 20;
 
+/// Nothing until something is written to it.
+type Chunk = RwLock<Option<Vec<u8>>>;
+
 /// What a chunk reads as before anything is written to it.
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
@@ -15,7 +18,7 @@ static ZEROS: [u8; CHUNK] = [0; CHUNK];
 /// is hardly used costs little; unwritten bytes are zeros.
 #[derive(Debug)]
 pub struct MemoryStorage {
-    chunks: Vec<RwLock<Option<Vec<u8>>>>,
+    chunks: Vec<Chunk>,
     len: u64,
     read_only: bool,
 }
@@ -43,7 +46,7 @@ impl MemoryStorage {
     }
 
     /// The chunk that holds `offset`, where in it, and how many of `len` bytes lie in it.
-    fn locate(&self, offset: u64, len: usize) -> Option<(&RwLock<Option<Vec<u8>>>, usize, usize)> {
+    fn locate(&self, offset: u64, len: usize) -> Option<(&Chunk, usize, usize)> {
         let left = usize::try_from(self.len.checked_sub(offset)?).unwrap_or(usize::MAX);
         let start = usize::try_from(offset % CHUNK as u64).ok()?;
         let chunk = self.chunks.get(usize::try_from(offset / CHUNK as u64).ok()?)?;

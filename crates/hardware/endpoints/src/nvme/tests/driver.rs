@@ -200,8 +200,8 @@ impl Driver {
         self.write64(ASQ, ADMIN_SQ);
         self.write64(ACQ, ADMIN_CQ);
         self.host.poke(ADMIN_CQ, &vec![0; ADMIN_ENTRIES as usize * 16]);
-        self.sqs = vec![Ring::new(ADMIN_SQ, ADMIN_ENTRIES); 64];
-        self.cqs = vec![Ring::new(ADMIN_CQ, ADMIN_ENTRIES); 64];
+        self.sqs = vec![Ring::new(ADMIN_SQ, ADMIN_ENTRIES); 65];
+        self.cqs = vec![Ring::new(ADMIN_CQ, ADMIN_ENTRIES); 65];
     }
 
     pub(crate) fn enable(&mut self) {
@@ -338,7 +338,7 @@ impl Driver {
 
     /// Bytes that differ from place to place and from seed to seed.
     pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {
-        (0..len).map(|i| (i % 251) as u8 ^ (i / 251 % 256) as u8 ^ seed).collect()
+        (0..len).map(|i| u8::try_from((i % 251) ^ (i / 251 % 251)).unwrap() ^ seed).collect()
     }
 
     pub(crate) fn write_blocks(&mut self, slba: u64, bytes: &[u8]) {
