@@ -1,0 +1,74 @@
+//! Files, directories and relative links below a root, by the absolute paths that programs use.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// Writes below a root.
+pub(super) struct Builder<'a> {
+    root: &'a Path,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(root: &'a Path) -> Self {
+        Self { root }
+    }
+
+    /// Makes a directory and those above it.
+    pub(super) fn directory(&mut self, path: &str) -> io::Result<()> {
+        fs::create_dir_all(self.below(path))
+    }
+
+    /// Writes a file, and makes the directories above it.
+    pub(super) fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+        let at = self.below(path);
+        make_parent(&at)?;
+        fs::write(at, content)
+    }
+
+    /// Writes a file of one line.
+    pub(super) fn line(&mut self, path: &str, content: &str) -> io::Result<()> {
+        self.file(path, format!("{content}\n").as_bytes())
+    }
+
+    /// Makes a link at `path` that leads to the absolute path `target` by a relative way, as sysfs
+    /// has them.
+    pub(super) fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
+        let at = self.below(path);
+        make_parent(&at)?;
+        symlink(relative(path, target), at)
+    }
+
+    fn below(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+}
+
+fn make_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// The way from the directory of `from` to `to`; both are absolute.
+fn relative(from: &str, to: &str) -> String {
+    let mut from = from.trim_start_matches('/').split('/').collect::<Vec<_>>();
+    from.pop();
+    let to = to.trim_start_matches('/').split('/').collect::<Vec<_>>();
+    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let up = std::iter::repeat_n("..", from.len() - common);
+    up.chain(to[common..].iter().copied()).collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn links_are_relative_as_in_sysfs() {
+        assert_eq!(
+            super::relative(
+                "/sys/bus/pci/devices/0000:01:00.0",
+                "/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0"
+            ),
+            "../../../devices/pci0000:00/0000:00:01.0/0000:01:00.0"
+        );
+    }
+}
