@@ -43,9 +43,9 @@ impl Queue {
 }
 
 impl<P: Pages, L: Locks> Hardware<P, L> {
-    /// Executes commands and waits for their completion.
+    /// Executes commands and waits for their completion. An error, too, once the driver is gone.
     pub(super) fn run(&self, commands: &[Command]) -> Result<(), Stalled> {
-        if self.stalled() {
+        if !self.running() {
             return Err(Stalled);
         }
         let mut last = None;

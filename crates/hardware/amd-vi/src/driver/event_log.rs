@@ -42,6 +42,11 @@ impl<P: Pages, L: Locks> EventLog<P, L> {
         self.ring.base()
     }
 
+    /// Never frees the log.
+    pub(super) fn keep(&self) {
+        self.ring.region.keep();
+    }
+
     /// Reports what the log holds. Gives whether there is more than this call's share.
     ///
     /// The interrupt bit is cleared before the log is read, and looked at again after: an event

@@ -40,6 +40,7 @@ pub(super) struct Hardware<P: Pages, L: Locks> {
     pub(super) domain_ids: L::Mutex<DomainIds>,
     control: L::Mutex<Control>,
     stalled: AtomicBool,
+    stopped: AtomicBool,
 }
 
 impl<P: Pages, L: Locks> Hardware<P, L> {
@@ -68,6 +69,7 @@ impl<P: Pages, L: Locks> Hardware<P, L> {
             domain_ids: L::Mutex::new(DomainIds::new()),
             control: L::Mutex::new(Control::default()),
             stalled: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             mmio,
             pages,
             config,
@@ -105,9 +107,10 @@ impl<P: Pages, L: Locks> Hardware<P, L> {
         self.invalidate_everything().map_err(|Stalled| InitError::Hardware)
     }
 
-    /// Stops commands and events for good; requests stay translated, or rather blocked, by
-    /// the device table.
+    /// Stops commands and events for good, when every device is blocked and nothing of any domain
+    /// is cached. The device table goes on blocking.
     pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
         self.change_control(|control| {
             control.with_cmd_buf_en(false).with_event_log_en(false).with_event_int_en(false)
         });
@@ -180,6 +183,11 @@ impl<P: Pages, L: Locks> Hardware<P, L> {
 
     pub(super) fn stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Whether commands can still be given.
+    pub(super) fn running(&self) -> bool {
+        !self.stalled() && !self.stopped.load(Ordering::Relaxed)
     }
 
     pub(super) fn restarts(&self) -> u64 {

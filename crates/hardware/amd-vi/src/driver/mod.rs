@@ -80,16 +80,18 @@ impl<P: Pages + 'static, L: Locks> AmdVi<P, L> {
     ) -> Result<Self, InitError> {
         let hardware = Arc::new(Hardware::new(mmio, pages, config)?);
         let events = EventLog::new(Arc::clone(&hardware), sink)?;
-        hardware.start(events.base())?;
-        Ok(Self { hardware, events, devices: L::Mutex::new(BTreeMap::new()) })
+        let driver = Self { hardware, events, devices: L::Mutex::new(BTreeMap::new()) };
+        driver.hardware.start(driver.events.base())?;
+        Ok(driver)
     }
 
     /// Serves the IOMMU's interrupt: reports the events that the log holds, and restarts the log if
     /// it has overflowed. Gives whether there was still more to do when it had done its share; then
     /// the embedder calls it again soon, as no further interrupt may come.
     ///
-    /// Call it when the interrupt arrives, or at any time; not from within an access that the
-    /// driver itself makes to registers.
+    /// Call it when the interrupt arrives, or at any time, from any thread, but never from within a
+    /// register access of the driver itself: a model that interrupts on the thread which writes its
+    /// registers must leave the handler to another thread, or to later.
     pub fn handle_interrupt(&self) -> bool {
         self.events.handle_interrupt()
     }
@@ -268,6 +270,9 @@ impl<P: Pages + 'static, L: Locks> Drop for AmdVi<P, L> {
             self.release(device);
         }
         self.hardware.stop();
+        if self.hardware.stalled() {
+            self.events.keep();
+        }
     }
 }
 

@@ -803,6 +803,9 @@ fn dropping_the_driver_leaves_the_device_table_and_blocked_devices_alone() {
     let dte = hardware.dte(&state, DEVICE.get().into());
     assert_eq!(dte, Dte::default().with_v(true));
     drop(state);
+    domain.map(Iova::new(0x8000), &frames(0x9000, 0x1000), RW).unwrap();
+    assert_eq!(domain.unmap(Iova::new(0x4000), 0x1000), 0x1000);
     drop(domain);
+    assert!(!hardware.state.lock().unwrap().control.cmd_buf_en());
     assert_eq!(memory.live(), 1, "the device table");
 }
