@@ -7,11 +7,12 @@ mod support {
 }
 
 use std::collections::BTreeMap;
-use std::sync::Barrier;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use lychgate_io_pgtable::{AmdV1, AmdV1Options, Config, Gather, PageTable};
-use lychgate_types::{HeapPages, Iova, PhysAddr, PhysRun, Prot};
+use lychgate_io_pgtable::{AmdV1, AmdV1Options, Config, Error, Gather, PageTable};
+use lychgate_types::{HeapPages, Iova, OutOfMemory, Pages, PhysAddr, PhysRun, Prot};
 use support::decoder::decode;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -112,29 +113,82 @@ fn disjoint_ranges_do_not_disturb_each_other() {
     assert_eq!(pages.live(), 0);
 }
 
-#[test]
-fn of_two_that_make_the_same_table_one_wins_and_nothing_leaks() {
-    for round in 0..200 {
-        let pages = HeapPages::new();
-        let config = Config::new(48, AmdV1Options::default());
-        let table: Table<'_> = PageTable::new(&pages, config).unwrap();
-        let start = Barrier::new(2);
-        thread::scope(|scope| {
-            for own in 0..2 {
-                let (table, start) = (&table, &start);
-                scope.spawn(move || {
-                    let (iova, phys) = (Iova::new(own * K4), PhysAddr::new((own + 1) * M2));
-                    let mut gather = Gather::new();
-                    start.wait();
-                    table.map(iova, phys, K4, RW, &mut gather).unwrap();
-                    assert!(gather.is_empty());
-                });
-            }
-        });
-        for own in 0..2 {
-            let there = table.walk(Iova::new(own * K4)).unwrap();
-            assert_eq!(there.phys.get(), (own + 1) * M2, "round {round}");
+type Rival = Box<dyn FnOnce() + Send>;
+
+/// Memory that lets a rival run in the middle of an allocation, when the caller has seen that
+/// a table is missing and not installed its own.
+struct Interrupted {
+    heap: HeapPages,
+    /// Allocations until the rival runs, and the rival.
+    rival: Mutex<(usize, Option<Rival>)>,
+}
+
+impl Interrupted {
+    fn interrupt(&self) {
+        let rival = {
+            let mut rival = self.rival.lock().unwrap();
+            rival.0 = rival.0.saturating_sub(1);
+            if rival.0 == 0 { rival.1.take() } else { None }
+        };
+        if let Some(rival) = rival {
+            rival();
         }
-        assert_eq!(pages.live(), 3);
+    }
+}
+
+impl Pages for Interrupted {
+    fn alloc(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
+        self.interrupt();
+        self.heap.alloc(bytes)
+    }
+
+    fn alloc_uninit(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
+        self.interrupt();
+        self.heap.alloc_uninit(bytes)
+    }
+
+    fn free(&self, at: PhysAddr, bytes: u64) {
+        self.heap.free(at, bytes);
+    }
+
+    fn words(&self, at: PhysAddr, count: usize) -> &[AtomicU64] {
+        self.heap.words(at, count)
+    }
+}
+
+#[test]
+fn who_finds_a_rivals_table_uses_it_and_frees_its_own() {
+    // The rival has made the directory and the table, or the table alone; a granule or a large
+    // page, where this caller wants granules.
+    for (allocations, rival_len) in [(1, K4), (2, K4), (1, M2), (2, M2)] {
+        let pages = Arc::new(Interrupted { heap: HeapPages::new(), rival: Mutex::default() });
+        let config = Config::new(39, AmdV1Options::default());
+        let table = Arc::new(PageTable::<AmdV1, _>::new(pages.clone(), config).unwrap());
+        let map = |table: &PageTable<_, _>, iova: u64, phys: u64, len: u64| {
+            let mut gather = Gather::new();
+            let (iova, phys) = (Iova::new(iova), PhysAddr::new(phys));
+            let result = table.map(iova, phys, len, RW, &mut gather);
+            assert!(gather.is_empty());
+            result
+        };
+        let (rival_table, rival_map) = (table.clone(), map);
+        let rival: Rival = Box::new(move || rival_map(&rival_table, 0, M2, rival_len).unwrap());
+        *pages.rival.lock().unwrap() = (allocations, Some(rival));
+        let result = map(&table, 2 * K4, 0x9000, 2 * K4);
+
+        let theirs = table.walk(Iova::new(0)).unwrap();
+        assert_eq!((theirs.phys.get(), theirs.page_size), (M2, rival_len));
+        if rival_len == K4 {
+            assert_eq!(result, Ok(()));
+            let ours = table.walk(Iova::new(3 * K4)).unwrap();
+            assert_eq!(ours.phys.get(), 0xa000);
+        } else {
+            let at = Iova::new(2 * K4);
+            assert_eq!(result, Err(Error::AlreadyMapped { at }));
+        }
+        assert_eq!(pages.heap.live(), if rival_len == K4 { 3 } else { 2 });
+        assert!(pages.rival.lock().unwrap().1.is_none());
+        drop(table);
+        assert_eq!(pages.heap.live(), 0);
     }
 }
