@@ -1,0 +1,14 @@
+//! Programs under the supervisor, on a small machine of the test's own.
+//!
+//! Each case is two functions: one that is run as the client, in this executable started anew, and
+//! one that starts it under the supervisor and looks at what came of it.
+
+#[path = "support/mod.rs"]
+mod support;
+
+#[path = "cases/mod.rs"]
+mod cases;
+
+fn main() -> std::process::ExitCode {
+    support::main(cases::ALL)
+}
