@@ -21,3 +21,6 @@ mod vfio;
 pub use irq::{Handler, Interrupts};
 pub use pci_device::{Parts, VfioPciDevice};
 pub use vfio::{CdevNode, GroupNode, Vfio};
+
+#[cfg(test)]
+mod tests;

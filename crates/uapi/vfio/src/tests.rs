@@ -1,0 +1,13 @@
+//! Tests at the level of system calls, on a function, an interrupt controller, an IOMMU driver and a
+//! client that exist in memory only.
+
+mod abi;
+mod client;
+mod config;
+mod function;
+mod fuzz;
+mod info;
+mod interrupts;
+mod iommu;
+mod regions;
+mod trace;
