@@ -1,0 +1,174 @@
+//! A machine of memory, an AMD IOMMU and its driver, and devices that do DMA.
+
+use std::sync::{Arc, Mutex};
+
+use lychgate_amd_vi::spec::registers::{COMMAND_BUFFER_BASE, COMMAND_HEAD, COMMAND_TAIL, RingBase};
+use lychgate_amd_vi::{driver, model};
+use lychgate_iommu::{AllocFlags, Domain, Driver, FaultReport, FaultSink, PagingDomain};
+use lychgate_model::{Access, IommuPort, Policy, Translation};
+use lychgate_types::{
+    HeapPages, Iova, Memory, Mmio, PhysAddr, PhysRun, Prot, RequesterId, StdLocks,
+};
+
+pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
+pub(crate) const POLICIES: [Policy; 3] =
+    [Policy::Plain, Policy::Adversarial, Policy::EvictRandom(7)];
+
+pub(crate) const DEVICE: RequesterId = RequesterId::new(0x0108);
+pub(crate) const ALIAS: RequesterId = RequesterId::new(0x0100);
+pub(crate) const OTHER: RequesterId = RequesterId::new(0x0210);
+
+pub(crate) struct Bench {
+    pub(crate) memory: Arc<HeapPages>,
+    pub(crate) port: Arc<model::AmdVi>,
+    pub(crate) meddler: Arc<Meddler>,
+    pub(crate) sink: Arc<Sink>,
+    pub(crate) driver: driver::AmdVi<HeapPages, StdLocks>,
+}
+
+impl Bench {
+    /// `DEVICE`, with `ALIAS`, and `OTHER` are probed.
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self::with(model::Config { policy, ..model::Config::default() })
+    }
+
+    pub(crate) fn with(config: model::Config) -> Self {
+        let memory = Arc::new(HeapPages::new());
+        let port = Arc::new(model::AmdVi::new(config, memory.clone(), Arc::new(|_| ())));
+        let meddler =
+            Arc::new(Meddler { port: port.clone(), memory: memory.clone(), armed: Mutex::new(0) });
+        let sink = Arc::new(Sink::default());
+        let config = driver::Config {
+            last_device: RequesterId::new(0x03ff),
+            event_log_len: 8,
+            patience: 1 << 16,
+            ..driver::Config::default()
+        };
+        let driver =
+            driver::AmdVi::new(meddler.clone(), memory.clone(), sink.clone(), config).unwrap();
+        driver.probe(DEVICE, &[ALIAS]).unwrap();
+        driver.probe(OTHER, &[]).unwrap();
+        Self { memory, port, meddler, sink, driver }
+    }
+
+    pub(crate) fn paging(&self) -> Arc<dyn PagingDomain> {
+        self.driver.alloc_paging(DEVICE, AllocFlags::default(), None).unwrap()
+    }
+
+    pub(crate) fn attach(&self, device: RequesterId, domain: &Domain) {
+        self.driver.attach(device, domain, &Domain::Blocked).unwrap();
+    }
+
+    pub(crate) fn attach_paging(&self, device: RequesterId, domain: &Arc<dyn PagingDomain>) {
+        self.attach(device, &Domain::Paging(domain.clone()));
+    }
+
+    /// Where a transfer of `len` bytes leads, or the address that did not pass.
+    pub(crate) fn dma(
+        &self,
+        requester: RequesterId,
+        iova: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Vec<PhysRun>, Iova> {
+        dma(&self.port, requester, iova, len, access)
+    }
+
+    /// Where a read of 8 bytes leads.
+    pub(crate) fn read(&self, requester: RequesterId, iova: u64) -> Option<u64> {
+        let runs = self.dma(requester, iova, 8, Access::Read).ok()?;
+        assert_eq!(runs.iter().map(|run| run.len).sum::<u64>(), 8);
+        Some(runs[0].start.get())
+    }
+
+    /// Where a write of 8 bytes leads.
+    pub(crate) fn write(&self, requester: RequesterId, iova: u64) -> Option<u64> {
+        let runs = self.dma(requester, iova, 8, Access::Write).ok()?;
+        Some(runs[0].start.get())
+    }
+}
+
+pub(crate) fn dma(
+    port: &model::AmdVi,
+    requester: RequesterId,
+    iova: u64,
+    len: u64,
+    access: Access,
+) -> Result<Vec<PhysRun>, Iova> {
+    let request = Translation { requester, pasid: None, start: Iova::new(iova), len, access };
+    let mut reached = Vec::new();
+    port.with_translation(&[request], &mut |runs| {
+        reached.extend_from_slice(runs);
+        Ok(())
+    })
+    .map_err(|aborted| aborted.at)?;
+    Ok(reached)
+}
+
+pub(crate) fn frames(at: u64, len: u64) -> [PhysRun; 1] {
+    [PhysRun { start: PhysAddr::new(at), len }]
+}
+
+/// Hears of faults.
+#[derive(Default)]
+pub(crate) struct Sink {
+    pub(crate) faults: Mutex<Vec<FaultReport>>,
+    pub(crate) lost: Mutex<usize>,
+}
+
+impl Sink {
+    pub(crate) fn take(&self) -> Vec<FaultReport> {
+        std::mem::take(&mut *self.faults.lock().unwrap())
+    }
+}
+
+impl FaultSink for Sink {
+    fn fault(&self, report: &FaultReport) {
+        self.faults.lock().unwrap().push(*report);
+    }
+
+    fn faults_lost(&self) {
+        *self.lost.lock().unwrap() += 1;
+    }
+}
+
+/// Registers between driver and model that can spoil the next commands on their way.
+pub(crate) struct Meddler {
+    port: Arc<model::AmdVi>,
+    memory: Arc<HeapPages>,
+    armed: Mutex<usize>,
+}
+
+impl Meddler {
+    /// The first command of each of the next `times` submissions becomes illegal.
+    pub(crate) fn spoil(&self, times: usize) {
+        *self.armed.lock().unwrap() = times;
+    }
+}
+
+impl Mmio for Meddler {
+    fn read32(&self, offset: u64) -> u32 {
+        self.port.read32(offset)
+    }
+
+    fn read64(&self, offset: u64) -> u64 {
+        self.port.read64(offset)
+    }
+
+    fn write32(&self, offset: u64, value: u32) {
+        self.port.write32(offset, value);
+    }
+
+    fn write64(&self, offset: u64, value: u64) {
+        let mut armed = self.armed.lock().unwrap();
+        if offset == COMMAND_TAIL && *armed != 0 {
+            *armed -= 1;
+            let ring = RingBase([self.port.read64(COMMAND_BUFFER_BASE)]);
+            let at = ring.base().wrapping_add(self.port.read64(COMMAND_HEAD));
+            // Opcode Fh exists in no revision.
+            self.memory.store_u64(at, 0xf << 60).unwrap();
+        }
+        drop(armed);
+        self.port.write64(offset, value);
+    }
+}

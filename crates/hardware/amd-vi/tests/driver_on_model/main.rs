@@ -1,0 +1,13 @@
+//! The driver on the register-level model: two readings of AMD 48882 that share layouts alone.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests fail by panicking; clippy sees only `#[test]` functions as tests"
+)]
+
+mod bench;
+mod life;
+mod random;
+mod recovery;
+mod threads;
