@@ -94,6 +94,9 @@ struct Limits {
     vectors: u16,
 }
 
+/// How often the service loop makes way for an access before it goes on regardless.
+const MOST_YIELDS: u32 = 1000;
+
 /// An NVMe controller.
 ///
 /// Registers and doorbells live in the register file, where software that has mapped them may store
@@ -238,8 +241,11 @@ impl PciFunction for Nvme {
     }
 
     fn service(&self) -> Service {
-        if self.waiting.load(Ordering::Relaxed) != 0 {
-            // A lock that is taken again at once would starve whoever waits for it.
+        // A lock that is taken again at once would starve whoever waits for it.
+        for _ in 0..MOST_YIELDS {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                break;
+            }
             std::thread::yield_now();
         }
         if self.lock().serve() { Service::Busy } else { Service::Idle }

@@ -5,3 +5,4 @@ mod fuzz;
 mod io;
 mod queues;
 mod registers;
+mod threads;
