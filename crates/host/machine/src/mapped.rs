@@ -1,0 +1,196 @@
+//! Memory that is mapped into this process and that others change at any time: the machine's RAM,
+//! and files in memory that clients map too.
+//!
+//! The only module of this crate with `unsafe`: it makes the mappings, and lends them as atomics.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// A readable and writable mapping of this process's own, unmapped on drop.
+///
+/// All access is by atomics, because clients and other threads store at the same time. Where two
+/// accesses of different width race, each is one or more plain loads or stores of the machine.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread, and `Mapping` has no interior state of
+// its own besides the mapped bytes, which are reached as atomics alone.
+unsafe impl Send for Mapping {}
+// SAFETY: as above: every access through `&Mapping` is atomic.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// `len` bytes of zeros, a multiple of the page size, that take memory only as they are
+    /// touched.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        let (prot, flags) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: a null hint without MAP_FIXED replaces no mapping of the process.
+        let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
+        Self::new(base.cast(), len)
+    }
+
+    /// `len` bytes of a file from `offset`, both multiples of the page size, shared with all who
+    /// map it. An access beyond the end of the file ends the process by SIGBUS: the caller checks.
+    pub(crate) fn shared(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a null hint without MAP_FIXED replaces no mapping of the process.
+        let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, file, offset) }?;
+        Self::new(base.cast(), len)
+    }
+
+    fn new(base: *mut u8, len: usize) -> io::Result<Self> {
+        let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len })
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All of it, as the 64-bit words in memory.
+    pub(crate) fn words64(&self) -> &[AtomicU64] {
+        // SAFETY: `base` is page-aligned and the mapping of `len` bytes, readable and writable,
+        // lives as long as `self`. Any bits are an `AtomicU64`, and nothing is reached otherwise
+        // than by atomics.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 8) }
+    }
+
+    /// All of it, as the 32-bit words in memory.
+    pub(crate) fn words32(&self) -> &[AtomicU32] {
+        // SAFETY: as in `words64`.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 4) }
+    }
+
+    fn bytes(&self) -> &[AtomicU8] {
+        // SAFETY: as in `words64`.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len) }
+    }
+
+    /// Fills `to` from `offset`; `None`, without any access, when that passes the end.
+    pub(crate) fn read(&self, offset: usize, to: &mut [u8]) -> Option<()> {
+        let (head, words, tail) = self.split(offset, to.len())?;
+        let (to_head, rest) = to.split_at_mut_checked(head.len())?;
+        let (to_words, to_tail) = rest.split_at_mut_checked(words.len() * 8)?;
+        load_bytes(head, to_head);
+        for (word, bytes) in words.iter().zip(to_words.as_chunks_mut::<8>().0) {
+            *bytes = u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes();
+        }
+        load_bytes(tail, to_tail);
+        Some(())
+    }
+
+    /// Stores `from` at `offset`; `None`, without any access, when that passes the end. 4 or 8
+    /// bytes that are aligned are one store, ordered after every earlier one.
+    pub(crate) fn write(&self, offset: usize, from: &[u8]) -> Option<()> {
+        if let Ok(bytes) = <[u8; 4]>::try_from(from)
+            && offset.is_multiple_of(4)
+        {
+            let word = self.words32().get(offset / 4)?;
+            word.store(u32::from_le_bytes(bytes).to_le(), Ordering::Release);
+            return Some(());
+        }
+        if let Ok(bytes) = <[u8; 8]>::try_from(from)
+            && offset.is_multiple_of(8)
+        {
+            let word = self.words64().get(offset / 8)?;
+            word.store(u64::from_le_bytes(bytes).to_le(), Ordering::Release);
+            return Some(());
+        }
+        let (head, words, tail) = self.split(offset, from.len())?;
+        let (from_head, rest) = from.split_at_checked(head.len())?;
+        let (from_words, from_tail) = rest.split_at_checked(words.len() * 8)?;
+        store_bytes(head, from_head);
+        for (word, bytes) in words.iter().zip(from_words.as_chunks::<8>().0) {
+            word.store(u64::from_le_bytes(*bytes).to_le(), Ordering::Relaxed);
+        }
+        store_bytes(tail, from_tail);
+        Some(())
+    }
+
+    /// The bytes before the first aligned word, the words, and the bytes behind the last one.
+    fn split(&self, offset: usize, len: usize) -> Option<(&[AtomicU8], &[AtomicU64], &[AtomicU8])> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len)?;
+        let first = offset.next_multiple_of(8).min(end);
+        let last = (end & !7).max(first);
+        let words = if last > first { self.words64().get(first / 8..last / 8)? } else { &[] };
+        Some((self.bytes().get(offset..first)?, words, self.bytes().get(last..end)?))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is the one that mmap gave, nobody else unmaps it, and no slice of it
+        // outlives `self`.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of a mapping of ours");
+    }
+}
+
+fn load_bytes(from: &[AtomicU8], to: &mut [u8]) {
+    for (from, to) in from.iter().zip(to) {
+        *to = from.load(Ordering::Relaxed);
+    }
+}
+
+fn store_bytes(to: &[AtomicU8], from: &[u8]) {
+    for (to, from) in to.iter().zip(from) {
+        to.store(*from, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn copies_at_any_offset_and_length_are_those_of_a_plain_array(
+            writes in prop::collection::vec((0_usize..300, 0_usize..300, any::<u8>()), 1..8),
+            (from, len) in (0_usize..300, 0_usize..300),
+        ) {
+            let mapping = Mapping::anonymous(4096).unwrap();
+            let mut plain = [0; 4096];
+            for (at, len, seed) in writes {
+                let bytes: Vec<u8> = (0..len).map(|i| seed.wrapping_add(i as u8)).collect();
+                plain[at..at + len].copy_from_slice(&bytes);
+                prop_assert_eq!(mapping.write(at, &bytes), Some(()));
+            }
+            let mut read = vec![0xee; len];
+            prop_assert_eq!(mapping.read(from, &mut read), Some(()));
+            prop_assert_eq!(&read, &plain[from..from + len]);
+        }
+    }
+
+    #[test]
+    fn nothing_passes_the_end() {
+        let mapping = Mapping::anonymous(4096).unwrap();
+        for (offset, len) in
+            [(4096, 1), (4093, 4), (4092, 5), (4089, 8), (usize::MAX, 8), (1, 4096)]
+        {
+            assert_eq!(mapping.write(offset, &vec![1; len]), None);
+            assert_eq!(mapping.read(offset, &mut vec![1; len]), None);
+        }
+        assert!(mapping.words64().iter().all(|word| word.load(Ordering::Relaxed) == 0));
+    }
+
+    #[test]
+    fn a_file_is_the_same_memory_for_all_who_map_it() {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 8192).unwrap();
+        use std::os::fd::AsFd;
+        let [a, b] = [0, 1].map(|_| Mapping::shared(file.as_fd(), 4096, 4096).unwrap());
+        a.write(8, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        assert_eq!(b.words32()[2].load(Ordering::Relaxed).to_le(), 0x0403_0201);
+    }
+}

@@ -1,0 +1,143 @@
+//! Moving bytes between a buffer and runs of physical memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lychgate_types::{BusError, PhysAddr, PhysRun};
+
+use super::PhysicalMemory;
+use super::frames::{Backing, Chunk};
+use super::layout::CHUNK;
+use super::space::Space;
+use crate::client::Span;
+
+/// A part of a transfer that is reached in one way.
+struct Piece {
+    at: PhysAddr,
+    place: Place,
+    /// Which bytes of the buffer.
+    bytes: Range<usize>,
+}
+
+enum Place {
+    /// An offset into RAM.
+    Ram(usize),
+    /// An offset into a chunk.
+    Chunk(Arc<Chunk>, u64),
+}
+
+impl Piece {
+    /// The space of private memory.
+    fn space(&self) -> Option<&Arc<Space>> {
+        match &self.place {
+            Place::Chunk(chunk, _) => match chunk.backing() {
+                Backing::Private(space) => Some(space),
+                Backing::File(_) => None,
+            },
+            Place::Ram(_) => None,
+        }
+    }
+
+    /// The virtual address of private memory.
+    fn span(&self) -> Option<Span> {
+        let Place::Chunk(chunk, offset) = &self.place else { return None };
+        let start = chunk.index().checked_mul(CHUNK)?.checked_add(*offset)?;
+        Some(Span { start, len: self.bytes.len() })
+    }
+}
+
+/// Fills `to` from `runs`.
+pub(super) fn read(
+    memory: &PhysicalMemory,
+    runs: &[PhysRun],
+    to: &mut [u8],
+) -> Result<(), BusError> {
+    let pieces = pieces(memory, runs, to.len())?;
+    for group in pieces.chunk_by(same_space) {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+        let error = BusError { at: first.at };
+        let bytes = to.get_mut(first.bytes.start..last.bytes.end).ok_or(error)?;
+        let done = match (&first.place, first.space()) {
+            (_, Some(space)) => space.access().read(&spans(group), bytes).ok(),
+            (Place::Ram(offset), _) => memory.ram.bytes().read(*offset, bytes),
+            (Place::Chunk(chunk, offset), _) => match chunk.backing() {
+                Backing::File(file) => file.read(chunk.mapping(), chunk.index(), *offset, bytes),
+                Backing::Private(_) => None,
+            },
+        };
+        done.ok_or(error)?;
+    }
+    Ok(())
+}
+
+/// Stores `from` to `runs`.
+pub(super) fn write(
+    memory: &PhysicalMemory,
+    runs: &[PhysRun],
+    from: &[u8],
+) -> Result<(), BusError> {
+    let pieces = pieces(memory, runs, from.len())?;
+    for group in pieces.chunk_by(same_space) {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+        let error = BusError { at: first.at };
+        let bytes = from.get(first.bytes.start..last.bytes.end).ok_or(error)?;
+        let done = match (&first.place, first.space()) {
+            (_, Some(space)) => space.access().write(&spans(group), bytes).ok(),
+            (Place::Ram(offset), _) => memory.ram.bytes().write(*offset, bytes),
+            (Place::Chunk(chunk, offset), _) => match chunk.backing() {
+                Backing::File(file) => file.write(chunk.mapping(), chunk.index(), *offset, bytes),
+                Backing::Private(_) => None,
+            },
+        };
+        done.ok_or(error)?;
+    }
+    Ok(())
+}
+
+/// Cuts runs where the way to the bytes changes. The lengths must add up to `len`.
+fn pieces(memory: &PhysicalMemory, runs: &[PhysRun], len: usize) -> Result<Vec<Piece>, BusError> {
+    let mut pieces = Vec::with_capacity(runs.len());
+    let mut done = 0_usize;
+    for run in runs {
+        let (mut at, mut left) = (run.start, run.len);
+        while left > 0 {
+            let error = BusError { at };
+            let (place, part) = match memory.ram.offset(at) {
+                Some(offset) => (Place::Ram(offset), left),
+                None => {
+                    let (chunk, offset) = memory.frames.locate(at).ok_or(error)?;
+                    let part = memory.frames.run_len(offset).min(left);
+                    (Place::Chunk(chunk, offset), part)
+                }
+            };
+            let count = usize::try_from(part).map_err(|_| error)?;
+            let end = done.checked_add(count).filter(|end| *end <= len).ok_or(error)?;
+            pieces.push(Piece { at, place, bytes: done..end });
+            done = end;
+            at = at.wrapping_add(part);
+            left -= part;
+        }
+    }
+    match runs.first() {
+        Some(run) if done < len => Err(BusError { at: run.start }),
+        None if len > 0 => Err(BusError { at: PhysAddr::new(0) }),
+        _ => Ok(pieces),
+    }
+}
+
+/// Whether both are private memory of one process, to be moved by one call.
+fn same_space(a: &Piece, b: &Piece) -> bool {
+    matches!((a.space(), b.space()), (Some(a), Some(b)) if Arc::ptr_eq(a, b))
+}
+
+/// The spans of a group, merged where they touch.
+fn spans(group: &[Piece]) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::with_capacity(group.len());
+    for span in group.iter().filter_map(Piece::span) {
+        match spans.last_mut() {
+            Some(last) if last.start + last.len as u64 == span.start => last.len += span.len,
+            _ => spans.push(span),
+        }
+    }
+    spans
+}
