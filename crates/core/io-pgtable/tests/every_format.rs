@@ -13,8 +13,8 @@ mod support {
 }
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use lychgate_io_pgtable::{AmdV1, AmdV1Options, Config, Error, Format, Gather, PageTable, Stop};
 use lychgate_types::{HeapPages, Iova, OutOfMemory, Pages, PhysAddr, PhysRun, Prot};
@@ -24,17 +24,26 @@ use support::model::{End, Model};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
+type Rival = Box<dyn FnOnce() + Send>;
+
 /// Memory behind a cache that hardware does not snoop: what it sees is what was cleaned.
 struct Incoherent {
     heap: HeapPages,
     /// First byte in this process to physical address and length, of every allocation.
     places: Mutex<BTreeMap<usize, (u64, u64)>>,
     memory: Mutex<BTreeMap<u64, u64>>,
+    /// What runs before the n-th single word is cleaned, when others can read it already.
+    rival: Mutex<(usize, Option<Rival>)>,
 }
 
 impl Incoherent {
     fn new() -> Self {
-        Self { heap: HeapPages::new(), places: Mutex::default(), memory: Mutex::default() }
+        Self {
+            heap: HeapPages::new(),
+            places: Mutex::default(),
+            memory: Mutex::default(),
+            rival: Mutex::default(),
+        }
     }
 
     fn load(&self, at: u64) -> u64 {
@@ -66,6 +75,14 @@ impl Pages for Incoherent {
     }
 
     fn clean(&self, words: &[AtomicU64]) {
+        let rival = {
+            let mut rival = self.rival.lock().unwrap();
+            rival.0 = rival.0.saturating_sub(usize::from(words.len() == 1));
+            if rival.0 == 0 { rival.1.take() } else { None }
+        };
+        if let Some(rival) = rival {
+            rival();
+        }
         let first = words.as_ptr().addr();
         let places = self.places.lock().unwrap();
         let Some((&place, &(at, bytes))) = places.range(..=first).next_back() else {
@@ -246,4 +263,33 @@ fn permissions_that_a_format_cannot_say_are_refused() {
     let result = table.map(Iova::new(0), PhysAddr::new(0), 4096, Prot::WRITE, &mut gather);
     assert_eq!(result, Err(Error::Permissions));
     assert_eq!(pages.live(), 1);
+}
+
+#[test]
+fn who_maps_below_a_table_entry_that_is_not_clean_yet_cleans_it() {
+    // The entry of the root and the one below it, each found on the short way and the long one.
+    for (entry, pages_of_rival) in [(1, 1), (1, 3), (2, 1), (2, 3)] {
+        let pages = Arc::new(Incoherent::new());
+        let table = PageTable::<Sv39x4, _>::new(pages.clone(), Config::new(39, ())).unwrap();
+        let table = Arc::new(table);
+        let root = table.root().table.get();
+        let rival = {
+            let (table, pages) = (table.clone(), pages.clone());
+            move || {
+                let (iova, phys) = (Iova::new(0x5000), PhysAddr::new(0x9000));
+                let mut gather = Gather::new();
+                let len = 0x1000 * pages_of_rival;
+                table.map(iova, phys, len, RW, &mut gather).unwrap();
+                // It may tell a device now.
+                assert_eq!(hardware_walk(&pages, root, 0x5123), Some(0x9123));
+            }
+        };
+        *pages.rival.lock().unwrap() = (entry, Some(Box::new(rival)));
+        let mut gather = Gather::new();
+        let (iova, phys) = (Iova::new(0), PhysAddr::new(0x7000));
+        table.map(iova, phys, 0x1000, RW, &mut gather).unwrap();
+        assert!(pages.rival.lock().unwrap().1.is_none());
+        assert_eq!(hardware_walk(&pages, root, 0x123), Some(0x7123));
+        assert_eq!(hardware_walk(&pages, root, 0x5123), Some(0x9123));
+    }
 }
