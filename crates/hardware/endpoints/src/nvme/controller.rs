@@ -2,10 +2,11 @@
 //!
 //! Software may store to registers and doorbells without the controller seeing each store, so
 //! everything is a level: the loop compares what it finds with what it acted on. The order in which
-//! two registers were stored cannot be seen. That matters once: a driver whose compiler moved the
-//! store of ACQ below that of CC.EN (qemu-img 11.1.3) works on hardware most of the time and would
-//! never work here. Hence the *lenient latch*: AQA, ASQ and ACQ are taken at the first admin
-//! doorbell after CC.EN, which no driver rings before it has seen CSTS.RDY.
+//! two registers were stored cannot be seen.
+//!
+//! *Lenient latch*: hardware takes AQA, ASQ and ACQ when CC.EN turns 1 (7.6.1). Here they are taken
+//! at the first admin doorbell after it, which no driver rings before it has seen CSTS.RDY. So a
+//! driver whose compiler moved the store of ACQ below that of CC.EN (qemu-img 11.1.3) works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -270,7 +271,8 @@ impl Controller {
         self.events.reset();
         self.features.reset();
         self.completions.clear();
-        for doorbell in self.registers.words().iter().skip(register::DOORBELLS) {
+        let words = self.registers.words().iter();
+        for doorbell in words.take(register::DOORBELLS_END).skip(register::DOORBELLS) {
             doorbell.store(0, Ordering::Relaxed);
         }
     }

@@ -16,6 +16,8 @@ pub(crate) mod register {
     /// Submission queue 0 tail doorbell; completion queue 0 head doorbell is the next word, then
     /// queue 1's pair (3.1.24, 3.1.25, with CAP.DSTRD = 0).
     pub(crate) const DOORBELLS: usize = 0x1000 / 4;
+    /// End of the page of doorbells.
+    pub(crate) const DOORBELLS_END: usize = 0x2000 / 4;
 
     /// The registers that software owns; the rest is read-only or reads as 0.
     pub(crate) const fn is_writable(word: usize) -> bool {
