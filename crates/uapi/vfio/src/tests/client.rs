@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub(crate) const MEMORY: u64 = 0x10000;
 /// Its length in bytes.
 pub(crate) const LEN: u64 = 0x10000;
+const LEN_USIZE: usize = 0x10000;
 
 pub(crate) struct TestClient {
     memory: Mutex<Vec<u8>>,
@@ -24,7 +25,7 @@ pub(crate) struct TestClient {
 impl TestClient {
     pub(crate) fn new() -> Self {
         Self {
-            memory: Mutex::new(vec![0; LEN as usize]),
+            memory: Mutex::new(vec![0; LEN_USIZE]),
             files: Mutex::default(),
             eventfds: Mutex::default(),
         }
@@ -68,8 +69,9 @@ impl TestClient {
 
     fn range(&self, at: u64, len: usize) -> Result<std::ops::Range<usize>, Errno> {
         let start = at.checked_sub(MEMORY).ok_or(Errno::EFAULT)?;
-        let end = start.checked_add(len as u64).filter(|end| *end <= LEN);
-        Ok(start as usize..end.ok_or(Errno::EFAULT)? as usize)
+        let start = usize::try_from(start).map_err(|_| Errno::EFAULT)?;
+        let end = start.checked_add(len).filter(|end| *end <= LEN_USIZE);
+        Ok(start..end.ok_or(Errno::EFAULT)?)
     }
 }
 

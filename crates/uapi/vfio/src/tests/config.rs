@@ -11,6 +11,10 @@ const MEMORY_ENABLE: u16 = 2;
 const MASTER: u16 = 4;
 const INTX_DISABLE: u16 = 0x400;
 
+fn low(value: u16) -> u8 {
+    value.to_le_bytes()[0]
+}
+
 #[test]
 fn bus_mastering_is_off_at_open_and_follows_the_user() {
     let bench = Bench::open_with(Controller::default(), |function| {
@@ -128,7 +132,7 @@ fn extended_capabilities_are_filtered_behind_an_anchor() {
 #[test]
 fn a_function_without_visible_capabilities_has_no_list() {
     let bench = Bench::open_with(Controller::default(), |function| {
-        function.lay(0x34, &[HIDDEN as u8], &[]);
+        function.lay(0x34, &[low(HIDDEN)], &[]);
         function.lay(HIDDEN, &[0x0c, 0], &[]);
     });
     assert_eq!(bench.config::<1>(0x34), [0]);
@@ -143,7 +147,7 @@ fn a_function_without_visible_capabilities_has_no_list() {
 #[test]
 fn a_list_with_a_loop_ends() {
     let bench = Bench::open_with(Controller::default(), |function| {
-        function.lay(AF, &[0x13, PM as u8], &[]);
+        function.lay(AF, &[0x13, low(PM)], &[]);
         function.lay(VSEC, &[0x0b, 0, 0x01, 0x11], &[]);
     });
     assert_eq!(bench.config::<1>(AF), [0x13]);
@@ -252,7 +256,7 @@ fn one_read_gives_what_many_give() {
 fn vital_product_data_go_through_the_window() {
     let bench = Bench::open_with(Controller::default(), |function| {
         // Instead of the hidden capability; the flag is set already: data are there.
-        function.lay(HIDDEN, &[0x03, EXPRESS as u8, 0, 0x80, 0xde, 0xad, 0xbe, 0xef], &[0; 8]);
+        function.lay(HIDDEN, &[0x03, low(EXPRESS), 0, 0x80, 0xde, 0xad, 0xbe, 0xef], &[0; 8]);
     });
     bench.set_config(HIDDEN + 2, &[0x10, 0x00]);
     assert_eq!(bench.config16(HIDDEN + 2), 0x8010, "read: the flag comes up");

@@ -135,7 +135,7 @@ impl TestFunction {
                     address | u64::from(state.config[usize::from(MSI) + 4 + byte]) << (8 * byte)
                 });
                 let count = 1 << (control >> 4 & 7);
-                let data = u32::from(state.word(MSI + 0xc) & !(count - 1) | vector % count);
+                let data = u32::from((state.word(MSI + 0xc) & !(count - 1)) | (vector % count));
                 Some(Msi { address, data })
             }
         };
@@ -352,7 +352,7 @@ impl Interrupts for Controller {
         if self.no_blocks {
             return Err(Errno::ENOSPC);
         }
-        let len = handlers.len() as u32;
+        let len = u32::try_from(handlers.len()).unwrap();
         assert!(len.is_power_of_two());
         let first = self.next.load(Ordering::SeqCst).next_multiple_of(len);
         self.next.store(first + len, Ordering::SeqCst);

@@ -37,7 +37,7 @@ impl Set<'_> {
         count: u32,
         data: &[u8],
     ) -> Result<i32, Errno> {
-        let argsz = size_of::<IrqSet>() as u32 + data.len() as u32;
+        let argsz = u32::try_from(size_of::<IrqSet>() + data.len()).unwrap();
         let argument = self.client.argument(&IrqSet { argsz, flags, index, start, count });
         self.client.put(size_of::<IrqSet>() as u64, data);
         self.bench.device.set_irqs(self.client, argument).map_err(|refusal| refusal.errno)
@@ -48,11 +48,11 @@ impl Set<'_> {
     }
 
     fn bools(&self, action: u32, index: u32, start: u32, bools: &[u8]) -> Result<i32, Errno> {
-        self.set(BOOL | action, index, start, bools.len() as u32, bools)
+        self.set(BOOL | action, index, start, u32::try_from(bools.len()).unwrap(), bools)
     }
 
     fn fds(&self, action: u32, index: u32, start: u32, fds: &[i32]) -> Result<i32, Errno> {
-        self.set(EVENTFD | action, index, start, fds.len() as u32, fds.as_bytes())
+        self.set(EVENTFD | action, index, start, u32::try_from(fds.len()).unwrap(), fds.as_bytes())
     }
 }
 

@@ -13,12 +13,22 @@ use lychgate_types::{Bdf, Iova, PhysAddr, PhysRun, Prot, RequesterId};
 /// What the driver can, and what it has attached.
 #[derive(Default)]
 pub(crate) struct TestDriver {
-    pub(crate) incoherent: bool,
-    pub(crate) unisolated: bool,
+    incoherent: bool,
+    unisolated: bool,
     attached: Mutex<BTreeMap<RequesterId, Domain>>,
 }
 
 impl TestDriver {
+    /// One that does not isolate interrupts.
+    pub(crate) fn unisolated() -> Self {
+        Self { unisolated: true, ..Self::default() }
+    }
+
+    /// One without coherent DMA.
+    pub(crate) fn incoherent() -> Self {
+        Self { incoherent: true, ..Self::default() }
+    }
+
     pub(crate) fn attached(&self, device: RequesterId) -> Domain {
         self.attached.lock().unwrap().get(&device).cloned().unwrap()
     }
