@@ -34,7 +34,8 @@ pub(crate) struct Attributes {
 impl Attributes {
     /// Those of a real file.
     pub(crate) fn of(stat: &Stat) -> Self {
-        let time = |seconds: i64, nanoseconds: u64| (seconds, u32::try_from(nanoseconds).unwrap_or(0));
+        let time =
+            |seconds: i64, nanoseconds: u64| (seconds, u32::try_from(nanoseconds).unwrap_or(0));
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,

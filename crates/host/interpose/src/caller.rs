@@ -129,7 +129,9 @@ impl Client for Caller<'_> {
         }
         let opened = process::reopen(self.thread(), fd, OFlags::RDWR)
             .or_else(|_| process::reopen(self.thread(), fd, OFlags::RDONLY))
-            .or_else(|_| self.fetch(fd).map_err(|errno| rustix::io::Errno::from_raw_os_error(errno.get())))
+            .or_else(|_| {
+                self.fetch(fd).map_err(|errno| rustix::io::Errno::from_raw_os_error(errno.get()))
+            })
             .map_err(|_| Errno::EBADF)?;
         self.server.system.mem_file(opened)
     }

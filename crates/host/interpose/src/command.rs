@@ -50,7 +50,8 @@ impl Command {
         let path = self.variable("PATH").unwrap_or_else(|| OsString::from("/bin:/usr/bin"));
         std::env::split_paths(&path)
             .map(|directory| {
-                let directory = if directory.as_os_str().is_empty() { ".".into() } else { directory };
+                let directory =
+                    if directory.as_os_str().is_empty() { ".".into() } else { directory };
                 c_string(directory.join(&self.program).as_os_str())
             })
             .collect()

@@ -63,10 +63,7 @@ fn native(selection: &Selection) -> Vec<Rule> {
     };
 
     // By any number: an ioctl finds our files even where `dup2` or a socket put them.
-    add(
-        libc::SYS_ioctl,
-        &[Condition::Masked { arg: 1, mask: IOCTL_TYPE_MASK, value: IOCTL_TYPE }],
-    );
+    add(libc::SYS_ioctl, &[Condition::Masked { arg: 1, mask: IOCTL_TYPE_MASK, value: IOCTL_TYPE }]);
     add(libc::SYS_ioctl, &[equal(1, KVM_SET_DEVICE_ATTR)]);
 
     // By path.

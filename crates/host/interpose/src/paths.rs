@@ -10,7 +10,6 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -95,16 +94,19 @@ impl Paths {
         if bytes.is_empty() {
             return Place::Host;
         }
+        let mut within = false;
         let joined = if bytes.first() == Some(&b'/') {
             path.to_owned()
         } else {
             let Some(base) = base().filter(|base| base.is_absolute()) else { return Place::Host };
-            let mut joined = self.from_tree(&base).unwrap_or(base).into_os_string();
+            let machine = self.from_tree(&base);
+            within = machine.is_some();
+            let mut joined = machine.unwrap_or(base).into_os_string();
             joined.push("/");
             joined.push(path);
             joined
         };
-        if self.is_foreign(&joined) { Place::Host } else { self.walk(&joined, last) }
+        if self.is_foreign(&joined) { Place::Host } else { self.walk(&joined, last, within) }
     }
 
     /// Whether a path is the host's for sure, at the price of one system call.
@@ -128,12 +130,12 @@ impl Paths {
         }
     }
 
-    fn walk(&self, path: &OsStr, last: Last) -> Place {
+    /// `through_machine`: the kernel would not find the way, since it started in the tree.
+    fn walk(&self, path: &OsStr, last: Last, mut through_machine: bool) -> Place {
         let mut levels: Vec<Level> = Vec::new();
         let mut rest: VecDeque<OsString> = names(path);
         let mut must_be_directory = ends_in_directory(path);
         let mut links = 0;
-        let mut through_machine = false;
         while let Some(name) = rest.pop_front() {
             if name == "." {
                 continue;
@@ -258,18 +260,6 @@ fn join(levels: &[Level], name: &OsStr) -> PathBuf {
     let mut path = path_of(levels);
     path.push(name);
     path
-}
-
-/// The names in a directory that both have, for a listing of what the machine adds.
-pub(crate) fn entries(directory: &Path) -> io::Result<Vec<(OsString, FileType)>> {
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if let Some(kind) = kind(&entry.path()) {
-            entries.push((entry.file_name(), kind));
-        }
-    }
-    Ok(entries)
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ mod path;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -195,15 +195,11 @@ impl Server {
             libc::SYS_statx => self.statx(n),
             libc::SYS_fstat => self.fstat(n),
             libc::SYS_access => self.access(n, libc::AT_FDCWD, n.args[0], low(n.args[1]), 0),
-            libc::SYS_faccessat => {
-                self.access(n, signed(n.args[0]), n.args[1], low(n.args[2]), 0)
-            }
+            libc::SYS_faccessat => self.access(n, signed(n.args[0]), n.args[1], low(n.args[2]), 0),
             libc::SYS_faccessat2 => {
                 self.access(n, signed(n.args[0]), n.args[1], low(n.args[2]), signed(n.args[3]))
             }
-            libc::SYS_readlink => {
-                self.readlink(n, libc::AT_FDCWD, n.args[0], n.args[1], n.args[2])
-            }
+            libc::SYS_readlink => self.readlink(n, libc::AT_FDCWD, n.args[0], n.args[1], n.args[2]),
             libc::SYS_readlinkat => {
                 self.readlink(n, signed(n.args[0]), n.args[1], n.args[2], n.args[3])
             }
@@ -292,14 +288,10 @@ impl Server {
         self.system.call_ends();
         let result = match outcome {
             Ok(Outcome::GoOn) => self.listener.go_on(n.id).map(|()| Ok(0)),
-            Ok(Outcome::Value(value)) => {
-                self.listener.answer(n.id, Ok(value)).map(|()| Ok(value))
-            }
+            Ok(Outcome::Value(value)) => self.listener.answer(n.id, Ok(value)).map(|()| Ok(value)),
             Ok(Outcome::File(file, node, access)) => self.end_with(n, file, node, access),
             Ok(Outcome::FileAt(file, at)) => self.store(&caller, file, at),
-            Err(refusal) => {
-                self.listener.answer(n.id, Err(refusal.errno)).map(|()| Err(refusal))
-            }
+            Err(refusal) => self.listener.answer(n.id, Err(refusal.errno)).map(|()| Err(refusal)),
         };
         if let Ok(result) = result {
             let duration = begin.elapsed();

@@ -75,9 +75,7 @@ impl Space {
     }
 
     fn fast(&self, spans: &[Span], total: usize) -> bool {
-        (spans.len() > 1 || total > SMALL)
-            && self.by_number.load(Ordering::SeqCst)
-            && self.lives()
+        (spans.len() > 1 || total > SMALL) && self.by_number.load(Ordering::SeqCst) && self.lives()
     }
 
     /// Whether the number is still that of the process.
@@ -175,10 +173,7 @@ impl AddressSpace for Space {
 }
 
 fn total(spans: &[Span]) -> Result<usize, Unreachable> {
-    spans
-        .iter()
-        .try_fold(0_usize, |sum, span| sum.checked_add(span.len))
-        .ok_or(Unreachable)
+    spans.iter().try_fold(0_usize, |sum, span| sum.checked_add(span.len)).ok_or(Unreachable)
 }
 
 /// One line of `/proc/PID/maps`: `START-END rwxs OFFSET MAJOR:MINOR INODE   NAME`.

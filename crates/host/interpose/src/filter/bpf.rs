@@ -124,10 +124,7 @@ fn search(bodies: &[(u32, Vec<sock_filter>)]) -> Vec<sock_filter> {
     match bodies {
         [] => vec![statement(RETURN, RET_ALLOW)],
         [(number, body)] => {
-            let mut code = vec![
-                jump(JUMP_EQUAL, *number, 1, 0),
-                statement(RETURN, RET_ALLOW),
-            ];
+            let mut code = vec![jump(JUMP_EQUAL, *number, 1, 0), statement(RETURN, RET_ALLOW)];
             code.extend_from_slice(body);
             code
         }
@@ -135,8 +132,7 @@ fn search(bodies: &[(u32, Vec<sock_filter>)]) -> Vec<sock_filter> {
             let (below, above) = bodies.split_at(bodies.len() / 2);
             let middle = above.first().map_or(0, |(number, _)| *number);
             let below = search(below);
-            let mut code =
-                vec![jump(JUMP_AT_LEAST, middle, 0, 1), statement(JUMP, length(&below))];
+            let mut code = vec![jump(JUMP_AT_LEAST, middle, 0, 1), statement(JUMP, length(&below))];
             code.extend(below);
             code.extend(search(above));
             code

@@ -18,10 +18,8 @@ use crate::process;
 use crate::sys::notify::{At, Notification};
 
 /// Flags that a reopened file may have; the others act at the open itself.
-const KEPT: OFlags = OFlags::RDONLY
-    .union(OFlags::WRONLY)
-    .union(OFlags::RDWR)
-    .union(OFlags::NONBLOCK);
+const KEPT: OFlags =
+    OFlags::RDONLY.union(OFlags::WRONLY).union(OFlags::RDWR).union(OFlags::NONBLOCK);
 
 impl Server {
     pub(super) fn open(
@@ -35,11 +33,8 @@ impl Server {
         let Some(path) = self.read_path(n, path) else { return Answer::GoOn };
         let flags = OFlags::from_bits_retain(flags);
         let exclusive = flags.contains(OFlags::CREATE | OFlags::EXCL);
-        let last = if flags.contains(OFlags::NOFOLLOW) || exclusive {
-            Last::Link
-        } else {
-            Last::Follow
-        };
+        let last =
+            if flags.contains(OFlags::NOFOLLOW) || exclusive { Last::Link } else { Last::Follow };
         match self.look_up(n, directory, &path, last) {
             Place::Host => Answer::GoOn,
             Place::HostBy(path) | Place::Both(path) => self.open_real(n, &path, flags, low(mode)),
@@ -72,21 +67,16 @@ impl Server {
         self.open(n, signed(n.args[0]), n.args[1], flags, word(8))
     }
 
-    fn open_machine(
-        &self,
-        n: &Notification,
-        path: &Path,
-        kind: FileType,
-        flags: OFlags,
-    ) -> Answer {
+    fn open_machine(&self, n: &Notification, path: &Path, kind: FileType, flags: OFlags) -> Answer {
         let close_on_exec = flags.contains(OFlags::CLOEXEC);
         let writes = flags.contains(OFlags::WRONLY) || flags.contains(OFlags::RDWR);
-        if flags.contains(OFlags::PATH) {
-            if flags.contains(OFlags::DIRECTORY) && kind != FileType::Directory {
+        // A descriptor that is only a place cannot be handed over: one for reading does instead.
+        if flags.contains(OFlags::PATH) && matches!(kind, FileType::RegularFile) {
+            if flags.contains(OFlags::DIRECTORY) {
                 return Answer::Value(Err(Errno::ENOTDIR));
             }
             let at = self.free_number(n.pid, 0).map_or(At::Lowest, At::Number);
-            let flags = OFlags::PATH | OFlags::NOFOLLOW;
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
             return self.open_at(n, &self.paths.in_tree(path), flags, at, close_on_exec);
         }
         match kind {
@@ -138,6 +128,11 @@ impl Server {
     /// A real file, in the way that the client asked for it.
     fn open_real(&self, n: &Notification, path: &Path, flags: OFlags, mode: u32) -> Answer {
         let close_on_exec = flags.contains(OFlags::CLOEXEC);
+        let flags = if flags.contains(OFlags::PATH) {
+            OFlags::RDONLY | OFlags::NONBLOCK | (flags & (OFlags::DIRECTORY | OFlags::NOFOLLOW))
+        } else {
+            flags
+        };
         let opened = rustix::fs::open(
             path,
             flags | OFlags::CLOEXEC | OFlags::NOCTTY,
@@ -215,7 +210,8 @@ impl Server {
             }
             self.attributes_of_file(n.pid, directory).map(Ok)
         } else {
-            let last = if flags & libc::AT_SYMLINK_NOFOLLOW != 0 { Last::Link } else { Last::Follow };
+            let last =
+                if flags & libc::AT_SYMLINK_NOFOLLOW != 0 { Last::Link } else { Last::Follow };
             match self.look_up(n, directory, &path, last) {
                 Place::Host => None,
                 Place::Wrong(errno) => Some(Err(errno)),
@@ -227,9 +223,9 @@ impl Server {
                         None => attributes,
                     }))
                 }
-                Place::Descriptor(who, fd) if last == Last::Follow => thread(n, &who)
-                    .and_then(|thread| self.attributes_of_file(thread, fd))
-                    .map(Ok),
+                Place::Descriptor(who, fd) if last == Last::Follow => {
+                    thread(n, &who).and_then(|thread| self.attributes_of_file(thread, fd)).map(Ok)
+                }
                 Place::Descriptor(..) => None,
             }
         };
@@ -317,7 +313,9 @@ impl Server {
             Place::Wrong(errno) => return Answer::Value(Err(errno)),
             Place::Both(_) => return Answer::Value(Err(Errno::EINVAL)),
             Place::HostBy(path) => std::fs::read_link(path),
-            Place::Machine(path, FileType::Symlink) => std::fs::read_link(self.paths.in_tree(&path)),
+            Place::Machine(path, FileType::Symlink) => {
+                std::fs::read_link(self.paths.in_tree(&path))
+            }
             Place::Machine(..) => return Answer::Value(Err(Errno::EINVAL)),
             Place::Descriptor(who, fd) => match self.name_of_file(n, &who, fd) {
                 Some(name) => Ok(name),

@@ -138,12 +138,8 @@ unsafe fn each_child(own: pid_t, mut act: impl FnMut(pid_t)) {
         }
         let mut entries = [0_u8; 4096];
         loop {
-            let length = libc::syscall(
-                libc::SYS_getdents64,
-                proc,
-                entries.as_mut_ptr(),
-                entries.len(),
-            );
+            let length =
+                libc::syscall(libc::SYS_getdents64, proc, entries.as_mut_ptr(), entries.len());
             let Some(mut rest) = usize::try_from(length).ok().and_then(|n| entries.get(..n)) else {
                 break;
             };

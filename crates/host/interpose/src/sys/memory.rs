@@ -16,7 +16,14 @@ pub(crate) fn read(process: u32, spans: &[Span], to: &mut [u8]) -> io::Result<us
     // SAFETY: the local range is `to`, exclusively borrowed and of that length; the remote ranges
     // are addresses of another process, which the kernel checks.
     let r = unsafe {
-        libc::process_vm_readv(pid(process)?, &raw const local, 1, remote.as_ptr(), count(&remote), 0)
+        libc::process_vm_readv(
+            pid(process)?,
+            &raw const local,
+            1,
+            remote.as_ptr(),
+            count(&remote),
+            0,
+        )
     };
     usize::try_from(r).map_err(|_| io::Error::last_os_error())
 }
@@ -29,7 +36,14 @@ pub(crate) fn write(process: u32, spans: &[Span], from: &[u8]) -> io::Result<usi
     // SAFETY: the local range is `from`, which process_vm_writev only reads, borrowed and of that
     // length; the remote ranges are addresses of another process, which the kernel checks.
     let r = unsafe {
-        libc::process_vm_writev(pid(process)?, &raw const local, 1, remote.as_ptr(), count(&remote), 0)
+        libc::process_vm_writev(
+            pid(process)?,
+            &raw const local,
+            1,
+            remote.as_ptr(),
+            count(&remote),
+            0,
+        )
     };
     usize::try_from(r).map_err(|_| io::Error::last_os_error())
 }

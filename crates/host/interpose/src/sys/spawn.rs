@@ -36,7 +36,7 @@ pub(crate) struct Spawned {
     /// The guardian's process.
     pub(crate) guardian: pid_t,
     /// The guardian ends all when this closes.
-    pub(crate) control: OwnedFd,
+    pub(crate) _control: OwnedFd,
     /// [`guardian::Message`]s.
     pub(crate) messages: OwnedFd,
     /// The listener comes here; its end means that the child failed.
@@ -137,10 +137,8 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> io::Result<Spawned> {
         report: report_write,
         mask: *blocked.before(),
     };
-    let ends = guardian::Ends {
-        control: control_read.as_raw_fd(),
-        messages: messages_write.as_raw_fd(),
-    };
+    let ends =
+        guardian::Ends { control: control_read.as_raw_fd(), messages: messages_write.as_raw_fd() };
     // SAFETY: the child runs `guardian::run` alone, which only makes system calls on what was made
     // before, and never returns.
     let guardian = match unsafe { libc::fork() } {
@@ -150,7 +148,7 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> io::Result<Spawned> {
         pid => pid,
     };
     drop(blocked);
-    Ok(Spawned { guardian, control, messages, socket, report })
+    Ok(Spawned { guardian, _control: control, messages, socket, report })
 }
 
 /// Becomes the client. Signals are blocked.

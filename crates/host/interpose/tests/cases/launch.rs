@@ -89,8 +89,8 @@ pub(crate) const TRACE: Case = Case {
     client: |_| {
         use std::os::fd::AsRawFd;
         let file = super::nodes::open("/dev/fake");
-        super::descriptors::ioctl(file.as_raw_fd(), crate::support::machine::COUNT, 0);
-        super::descriptors::ioctl(file.as_raw_fd(), 0x3b80, 0);
+        let _ = super::descriptors::ioctl(file.as_raw_fd(), crate::support::machine::COUNT, 0);
+        let _ = super::descriptors::ioctl(file.as_raw_fd(), 0x3b80, 0);
         0
     },
     drive: |driver| {

@@ -38,5 +38,6 @@ pub(crate) const ALL: &[Case] = &[
     processes::DAEMON,
     processes::CLIENT_KILLED,
     processes::SUPERVISOR_KILLED,
+    processes::OTHER_ABIS,
     processes::SIGNALS,
 ];

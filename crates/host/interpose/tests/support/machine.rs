@@ -78,7 +78,8 @@ impl Machine {
         std::fs::write(at("dev/vfio/probe"), "").unwrap();
         std::fs::write(at("sys/devices/fake0/vendor"), "0x1b36\n").unwrap();
         std::fs::write(at("sys/devices/fake0/sub/dev"), "511:7\n").unwrap();
-        std::os::unix::fs::symlink("../../../devices/fake0", at("sys/bus/fake/devices/fake0")).unwrap();
+        std::os::unix::fs::symlink("../../../devices/fake0", at("sys/bus/fake/devices/fake0"))
+            .unwrap();
         std::os::unix::fs::symlink("../../bus/fake", at("sys/devices/fake0/subsystem")).unwrap();
         Arc::new(Self {
             tree,
@@ -129,7 +130,10 @@ impl System for Machine {
 
     fn call_begins(&self, call: Call) {
         assert_eq!(call.number, self.calls.fetch_add(1, Ordering::SeqCst) + 1);
-        assert_eq!(self.state.begun.fetch_add(1, Ordering::SeqCst), self.state.ended.load(Ordering::SeqCst));
+        assert_eq!(
+            self.state.begun.fetch_add(1, Ordering::SeqCst),
+            self.state.ended.load(Ordering::SeqCst)
+        );
     }
 
     fn call_ends(&self) {
@@ -261,7 +265,9 @@ impl OpenFile for Mappable {
                 let file = Arc::new(Self { memory, state: self.state.clone() });
                 Ok(Reply::File(NewFile { file, cloexec: false }))
             }
-            COUNT => Ok(Reply::Value(i32::try_from(std::ptr::from_ref(self) as u64 >> 4 & 0xfff_ffff).unwrap())),
+            COUNT => Ok(Reply::Value(
+                i32::try_from(std::ptr::from_ref(self) as u64 >> 4 & 0xfff_ffff).unwrap(),
+            )),
             // What the client wrote through its mapping.
             ADD => {
                 let mut byte = [0];

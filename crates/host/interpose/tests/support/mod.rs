@@ -51,7 +51,8 @@ impl Driver {
 
     pub(crate) fn all_is_released(&self) {
         let state = self.machine.state();
-        let load = |value: &std::sync::atomic::AtomicU64| value.load(std::sync::atomic::Ordering::SeqCst);
+        let load =
+            |value: &std::sync::atomic::AtomicU64| value.load(std::sync::atomic::Ordering::SeqCst);
         assert!(load(&state.releases) >= load(&state.opens), "a file was not released");
         assert_eq!(load(&state.begun), load(&state.ended));
     }
@@ -118,7 +119,8 @@ fn ways(name: &str) -> Vec<(&'static str, Process)> {
 /// A copy of the executable that others than its owner can reach.
 fn reachable(own: &std::path::Path) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
-    let directory = std::path::Path::new("/tmp").join(format!("lychgate-interpose-{}", std::process::id()));
+    let directory =
+        std::path::Path::new("/tmp").join(format!("lychgate-interpose-{}", std::process::id()));
     let copy = directory.join("interpose");
     if !copy.exists() {
         std::fs::create_dir_all(&directory).unwrap();
