@@ -65,9 +65,12 @@ impl<P: Pages, L: Locks> Hardware<P, L> {
     /// they were. `entry` runs under the device table's lock.
     ///
     /// Only words 0 and 1 change: the interrupt half stays. A requester id whose entry changes from
-    /// one translation to another is blocked in between, as no single store can change both the root
-    /// and the DomainID. On an error the entries are as before, except that a device which was to be
-    /// blocked is blocked in memory at least.
+    /// one translation to another is blocked in between. One 64-bit store cannot change both the
+    /// root and the DomainID, and while they do not match, hardware would tag translations of one
+    /// domain with the id of the other, where an unmap of the one does not find them.
+    ///
+    /// On an error the entries are as before, except that a device which was to be blocked is
+    /// blocked in memory at least.
     pub(super) fn program(
         &self,
         ids: &[RequesterId],

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
+use lychgate_amd_vi::spec::capability;
 use lychgate_amd_vi::spec::registers::{COMMAND_BUFFER_BASE, COMMAND_HEAD, COMMAND_TAIL, RingBase};
 use lychgate_amd_vi::{driver, model};
 use lychgate_iommu::{AllocFlags, Domain, Driver, FaultReport, FaultSink, PagingDomain};
-use lychgate_model::{Access, IommuPort, Policy, Translation};
+use lychgate_model::{Access, IommuPort, Msi, PciFunction, Policy, Translation};
 use lychgate_types::{
     HeapPages, Iova, Memory, Mmio, PhysAddr, PhysRun, Prot, RequesterId, StdLocks,
 };
@@ -23,6 +24,8 @@ pub(crate) struct Bench {
     pub(crate) port: Arc<model::AmdVi>,
     pub(crate) meddler: Arc<Meddler>,
     pub(crate) sink: Arc<Sink>,
+    /// Interrupts of the IOMMU itself.
+    pub(crate) interrupts: Arc<Mutex<Vec<Msi>>>,
     pub(crate) driver: driver::AmdVi<HeapPages, StdLocks>,
 }
 
@@ -34,21 +37,29 @@ impl Bench {
 
     pub(crate) fn with(config: model::Config) -> Self {
         let memory = Arc::new(HeapPages::new());
-        let port = Arc::new(model::AmdVi::new(config, memory.clone(), Arc::new(|_| ())));
+        let interrupts = Arc::new(Mutex::new(Vec::new()));
+        let raised = interrupts.clone();
+        let msi = Arc::new(move |msi| raised.lock().unwrap().push(msi));
+        let port = Arc::new(model::AmdVi::new(config, memory.clone(), msi));
+        enable_msi(&*port);
         let meddler =
             Arc::new(Meddler { port: port.clone(), memory: memory.clone(), armed: Mutex::new(0) });
         let sink = Arc::new(Sink::default());
+        let block = capability(&*port, capability::CAP_ID);
         let config = driver::Config {
             last_device: RequesterId::new(0x03ff),
             event_log_len: 8,
             patience: 1 << 16,
-            ..driver::Config::default()
+            ..driver::Config::from_capability(
+                config_dword(&*port, block + capability::HEADER),
+                config_dword(&*port, block + capability::MISC0),
+            )
         };
         let driver =
             driver::AmdVi::new(meddler.clone(), memory.clone(), sink.clone(), config).unwrap();
         driver.probe(DEVICE, &[ALIAS]).unwrap();
         driver.probe(OTHER, &[]).unwrap();
-        Self { memory, port, meddler, sink, driver }
+        Self { memory, port, meddler, sink, interrupts, driver }
     }
 
     pub(crate) fn paging(&self) -> Arc<dyn PagingDomain> {
@@ -86,6 +97,37 @@ impl Bench {
         let runs = self.dma(requester, iova, 8, Access::Write).ok()?;
         Some(runs[0].start.get())
     }
+}
+
+/// What the firmware or the operating system programs the IOMMU's own interrupt to be.
+pub(crate) const IOMMU_MSI: Msi = Msi { address: 0xfee0_1000, data: 0x4041 };
+
+fn enable_msi(function: &dyn PciFunction) {
+    const ID_MSI: u8 = 0x05;
+    let at = capability(function, ID_MSI);
+    function.config_write(at + 4, &IOMMU_MSI.address.to_le_bytes());
+    function.config_write(at + 12, &IOMMU_MSI.data.to_le_bytes());
+    function.config_write(at + 2, &[1]);
+}
+
+/// Where the capability `id` is in configuration space.
+fn capability(function: &dyn PciFunction, id: u8) -> u16 {
+    let mut at = config_dword(function, 0x34) & 0xff;
+    for _ in 0..48 {
+        let offset = u16::try_from(at).unwrap();
+        let [this, next, ..] = config_dword(function, offset).to_le_bytes();
+        if this == id {
+            return offset;
+        }
+        at = next.into();
+    }
+    panic!("no capability {id:#x}");
+}
+
+fn config_dword(function: &dyn PciFunction, offset: u16) -> u32 {
+    let mut bytes = [0; 4];
+    function.config_read(offset, &mut bytes);
+    u32::from_le_bytes(bytes)
 }
 
 pub(crate) fn dma(

@@ -2,7 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
+    clippy::panic,
     reason = "tests fail by panicking; clippy sees only `#[test]` functions as tests"
 )]
 

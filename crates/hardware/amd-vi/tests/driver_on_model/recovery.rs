@@ -2,10 +2,11 @@
 
 use lychgate_amd_vi::model;
 use lychgate_amd_vi::spec::Efr;
-use lychgate_iommu::{Domain, FaultReason, MapError};
+use lychgate_iommu::{AttachError, Domain, Driver, FaultReason, MapError};
+use lychgate_model::Policy;
 use lychgate_types::Iova;
 
-use crate::bench::{ALIAS, Bench, DEVICE, OTHER, POLICIES, RW, frames};
+use crate::bench::{ALIAS, Bench, DEVICE, IOMMU_MSI, OTHER, POLICIES, RW, frames};
 
 #[test]
 fn an_invalidation_that_was_refused_still_happens() {
@@ -47,7 +48,7 @@ fn a_change_of_domains_survives_refused_commands() {
 
 #[test]
 fn hardware_that_refuses_everything_is_given_up() {
-    let bench = Bench::new(lychgate_model::Policy::Adversarial);
+    let bench = Bench::new(Policy::Adversarial);
     let domain = bench.paging();
     bench.attach_paging(DEVICE, &domain);
     domain.map(Iova::new(0x1000), &frames(0x9000, 0x1000), RW).unwrap();
@@ -93,8 +94,27 @@ fn an_overflow_of_the_event_log_is_told_and_survived() {
 }
 
 #[test]
+fn a_fault_interrupts_once_until_it_was_served() {
+    let bench = Bench::new(Policy::Plain);
+    let take = || std::mem::take(&mut *bench.interrupts.lock().unwrap());
+    assert_eq!(take(), []);
+    for page in 0..3 {
+        assert_eq!(bench.read(DEVICE, page << 12), None);
+    }
+    assert_eq!(take(), [IOMMU_MSI]);
+    assert!(!bench.driver.handle_interrupt());
+    assert_eq!(bench.sink.take().len(), 3);
+    assert_eq!(bench.read(DEVICE, 0x1000), None);
+    assert_eq!(take(), [IOMMU_MSI]);
+    assert!(!bench.driver.handle_interrupt());
+    assert!(!bench.driver.handle_interrupt());
+    assert_eq!(bench.sink.take().len(), 1);
+    assert_eq!(take(), []);
+}
+
+#[test]
 fn no_memory_for_a_larger_table_leaves_the_smaller_one_in_use() {
-    let bench = Bench::new(lychgate_model::Policy::Adversarial);
+    let bench = Bench::new(Policy::Adversarial);
     let domain = bench.paging();
     bench.attach_paging(DEVICE, &domain);
     domain.map(Iova::new(0x1000), &frames(0x9000, 0x1000), RW).unwrap();
@@ -114,15 +134,12 @@ fn no_memory_for_a_larger_table_leaves_the_smaller_one_in_use() {
 
 #[test]
 fn a_refused_attachment_leaves_the_device_where_it_was() {
-    let (bench, foreign) = (
-        Bench::new(lychgate_model::Policy::Adversarial),
-        Bench::new(lychgate_model::Policy::Adversarial),
-    );
+    let [bench, foreign] = [Policy::Adversarial; 2].map(Bench::new);
     let domain = bench.paging();
     domain.map(Iova::new(0x1000), &frames(0x9000, 0x1000), RW).unwrap();
     bench.attach_paging(OTHER, &domain);
     let stranger = Domain::Paging(foreign.paging());
-    let refused = lychgate_iommu::Driver::attach(&bench.driver, OTHER, &stranger, &Domain::Blocked);
-    assert_eq!(refused, Err(lychgate_iommu::AttachError::Incompatible));
+    let refused = bench.driver.attach(OTHER, &stranger, &Domain::Blocked);
+    assert_eq!(refused, Err(AttachError::Incompatible));
     assert_eq!(bench.read(OTHER, 0x1000), Some(0x9000));
 }

@@ -11,14 +11,14 @@ use lychgate_types::{Iova, RequesterId};
 use crate::bench::{ALIAS, Bench, DEVICE, OTHER, RW, frames};
 
 const PAGES: u64 = 16;
-const FRAMES: u64 = 0x100;
+const FRAMES: usize = 0x100;
 
 /// Which frames may be reached now: `true` from before they are mapped until their unmap returns.
-struct Live([AtomicBool; FRAMES as usize]);
+struct Live([AtomicBool; FRAMES]);
 
 impl Live {
     fn new() -> Arc<Self> {
-        Arc::new(Self([const { AtomicBool::new(false) }; FRAMES as usize]))
+        Arc::new(Self([const { AtomicBool::new(false) }; FRAMES]))
     }
 
     fn of(&self, frame: u64) -> &AtomicBool {
