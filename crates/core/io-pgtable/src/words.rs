@@ -26,6 +26,9 @@ pub(crate) fn publish(word: &AtomicU64, entry: u64) -> Result<(), u64> {
 /// Stores `first`, `first + step`, and so on.
 #[inline(always)]
 pub(crate) fn fill(words: &[AtomicU64], first: u64, step: u64) {
+    if let [word] = words {
+        return store(word, first);
+    }
     let mut entry = first;
     let (chunks, rest) = words.as_chunks::<UNROLL>();
     for chunk in chunks {
@@ -43,6 +46,9 @@ pub(crate) fn fill(words: &[AtomicU64], first: u64, step: u64) {
 /// Whether every word is 0.
 #[inline(always)]
 pub(crate) fn all_clear(words: &[AtomicU64]) -> bool {
+    if let [word] = words {
+        return word.load(Ordering::Relaxed) == 0;
+    }
     let (chunks, rest) = words.as_chunks::<UNROLL>();
     let mut lanes = [0; UNROLL];
     for chunk in chunks {
