@@ -285,7 +285,7 @@ fn run(policy: Policy, ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn a_device_reaches_what_is_mapped_and_nothing_else(

@@ -1,10 +1,9 @@
 //! Several threads at once: those that map, and those that do DMA.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use lychgate_iommu::Domain;
+use lychgate_iommu::{Domain, PagingDomain};
 use lychgate_model::{Access, IommuPort, Policy, Translation};
 use lychgate_types::{Iova, RequesterId};
 
@@ -17,8 +16,8 @@ const FRAMES: usize = 0x100;
 struct Live([AtomicBool; FRAMES]);
 
 impl Live {
-    fn new() -> Arc<Self> {
-        Arc::new(Self([const { AtomicBool::new(false) }; FRAMES]))
+    fn new() -> Self {
+        Self([const { AtomicBool::new(false) }; FRAMES])
     }
 
     fn of(&self, frame: u64) -> &AtomicBool {
@@ -26,10 +25,15 @@ impl Live {
     }
 }
 
-/// Reads until told to stop; gives how many reads got through. Panics on one that reaches a frame
-/// which is not live.
-fn reader(bench: &Bench, live: &Live, requester: RequesterId, stop: &AtomicBool) -> u64 {
-    let mut reached = 0;
+/// Reads until told to stop and counts the reads that got through. Panics on one that reaches a
+/// frame which is not live.
+fn read_all(
+    bench: &Bench,
+    live: &Live,
+    requester: RequesterId,
+    stop: &AtomicBool,
+    reached: &AtomicU64,
+) {
     let mut page = 0;
     while !stop.load(Ordering::Relaxed) {
         page = (page + 7) % (2 * PAGES);
@@ -44,56 +48,54 @@ fn reader(bench: &Bench, live: &Live, requester: RequesterId, stop: &AtomicBool)
         let _ = bench.port.with_translation(&[request], &mut |runs| {
             let frame = runs[0].start.get() >> 12;
             assert!(live.of(frame).load(Ordering::SeqCst), "{iova:#x} reached frame {frame:#x}");
-            reached += 1;
+            reached.fetch_add(1, Ordering::Relaxed);
             Ok(())
         });
     }
-    reached
+}
+
+/// Maps and unmaps pages of its own half, the second of which needs a larger root.
+fn map_and_unmap(domain: &dyn PagingDomain, live: &Live, half: u64) {
+    for round in 0..1000_u64 {
+        let page = half * PAGES + round % PAGES;
+        let iova = Iova::new((half << 40) | page << 12);
+        let frame = half << 7 | round & 0x7f;
+        live.of(frame).store(true, Ordering::SeqCst);
+        domain.map(iova, &frames(frame << 12, 0x1000), RW).unwrap();
+        if round % 3 == 0 {
+            thread::yield_now();
+        }
+        assert_eq!(domain.unmap(iova, 0x1000), 0x1000);
+        live.of(frame).store(false, Ordering::SeqCst);
+    }
 }
 
 #[test]
 fn no_dma_reaches_a_frame_after_its_unmap_has_returned() {
     for policy in [Policy::Plain, Policy::Adversarial] {
         let bench = Bench::new(policy);
-        let (live, stop) = (Live::new(), AtomicBool::new(false));
+        let (live, stop, reached) = (Live::new(), AtomicBool::new(false), AtomicU64::new(0));
         let domain = bench.paging();
         bench.attach_paging(DEVICE, &domain);
-        let reached = AtomicU64::new(0);
         thread::scope(|scope| {
             for requester in [DEVICE, ALIAS] {
                 let (bench, live, stop, reached) = (&bench, &live, &stop, &reached);
-                scope.spawn(move || {
-                    reached.fetch_add(reader(bench, live, requester, stop), Ordering::Relaxed);
-                });
+                scope.spawn(move || read_all(bench, live, requester, stop, reached));
             }
-            // Two threads map and unmap, each in its own half; one half makes the table grow.
-            let workers: Vec<_> = [0, 1]
-                .map(|half: u64| {
-                    let (domain, live) = (domain.clone(), &live);
-                    scope.spawn(move || {
-                        for round in 0..3000_u64 {
-                            let page = half * PAGES + round % PAGES;
-                            let iova = Iova::new((half << 40) | page << 12);
-                            let frame = half << 7 | round & 0x7f;
-                            live.of(frame).store(true, Ordering::SeqCst);
-                            domain.map(iova, &frames(frame << 12, 0x1000), RW).unwrap();
-                            if round % 3 == 0 {
-                                thread::yield_now();
-                            }
-                            assert_eq!(domain.unmap(iova, 0x1000), 0x1000);
-                            live.of(frame).store(false, Ordering::SeqCst);
-                        }
-                    })
-                })
-                .into_iter()
-                .collect();
+            let workers = [0, 1].map(|half| {
+                let (domain, live) = (&domain, &live);
+                scope.spawn(move || map_and_unmap(&**domain, live, half))
+            });
             for worker in workers {
                 worker.join().unwrap();
             }
-            // Give the readers something to reach for certain.
+            // The readers do read.
             live.of(1).store(true, Ordering::SeqCst);
+            let before = reached.load(Ordering::Relaxed);
             domain.map(Iova::new(0), &frames(0x1000, 0x1000), RW).unwrap();
-            while bench.read(DEVICE, 0).is_none() {}
+            while reached.load(Ordering::Relaxed) == before {
+                thread::yield_now();
+            }
             stop.store(true, Ordering::Relaxed);
         });
         while bench.driver.handle_interrupt() {}
