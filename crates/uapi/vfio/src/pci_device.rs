@@ -53,6 +53,8 @@ struct Opened {
     config: VirtualConfig,
     irqs: Irqs,
     ioeventfds: IoEventFds,
+    /// Where the MSI-X table is, which the user does not reach: BAR, offset, length in bytes.
+    msix_table: Option<(u8, u64, u64)>,
     /// The function as it was when the device was opened.
     initial: SavedState,
     power: PowerState,
@@ -110,6 +112,7 @@ impl VfioPciDevice {
         let config = VirtualConfig::new(function);
         let opened = Opened {
             initial: SavedState::of(function, &config),
+            msix_table: self.hardware(&config).msix_table(),
             config,
             irqs: Irqs::default(),
             ioeventfds: IoEventFds::default(),

@@ -65,7 +65,7 @@ impl VfioPciDevice {
     /// table is in that part.
     fn map_capabilities(&self, index: u32, mappable: u64, size: u64) -> Result<Vec<u8>> {
         const HEADER: usize = size_of::<CapHeader>();
-        let table = self.with_opened(|opened| Ok(self.hardware(&opened.config).msix_table()))?;
+        let table = self.with_opened(|opened| Ok(opened.msix_table))?;
         let msix = table.is_some_and(|(bar, start, _)| u32::from(bar) == index && start < mappable);
         let mut bytes = Vec::new();
         if mappable < size {

@@ -47,7 +47,7 @@ impl VfioPciDevice {
             return refuse(Errno::EINVAL, "the store is not inside a BAR, or not aligned");
         }
         self.with_opened(|opened| {
-            if let Some((table_bar, table, len)) = self.hardware(&opened.config).msix_table()
+            if let Some((table_bar, table, len)) = opened.msix_table
                 && table_bar == bar
                 && offset < table + len
                 && offset + width > table

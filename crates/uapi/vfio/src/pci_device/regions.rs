@@ -137,7 +137,7 @@ impl VfioPciDevice {
     /// Reads or writes a BAR in the widest aligned accesses; the MSI-X table reads as ones and keeps
     /// what it has. `EIO` while memory decoding is off.
     fn bar_access(&self, bar: u8, at: u64, mut access: Access<'_>) -> Result<()> {
-        let table = self.with_opened(|opened| Ok(self.hardware(&opened.config).msix_table()))?;
+        let table = self.with_opened(|opened| Ok(opened.msix_table))?;
         let (table_start, table_end) = match table {
             Some((table_bar, start, len)) if table_bar == bar => (start, start + len),
             _ => (0, 0),

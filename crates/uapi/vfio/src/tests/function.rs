@@ -314,6 +314,7 @@ pub(crate) struct Controller {
     /// How many vectors may be taken at once; 0 for any number.
     pub(crate) limit: AtomicU32,
     no_blocks: bool,
+    spurious: AtomicU32,
 }
 
 type Msi2 = (u64, u32);
@@ -328,7 +329,17 @@ impl Controller {
 
     pub(crate) fn deliver(&self, msi: Msi) {
         let handler = self.handlers.lock().unwrap().get(&(msi.address, msi.data)).cloned();
-        handler.expect("only vectors that are taken are sent")();
+        match handler {
+            Some(handler) => handler(),
+            None => {
+                self.spurious.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Messages to vectors that nobody has: those on their way while another thread frees them.
+    pub(crate) fn spurious(&self) -> u32 {
+        self.spurious.load(Ordering::SeqCst)
     }
 
     /// How many vectors are taken.

@@ -1,7 +1,11 @@
 //! Whatever a client does, the device answers, and can be closed.
 
+use lychgate_iommufd::NodeKind;
+use lychgate_types::RequesterId;
 use proptest::prelude::*;
+use zerocopy::IntoBytes;
 
+use super::bus::Bus;
 use super::client::{MEMORY, TestClient};
 use super::function::Bench;
 use crate::abi::*;
@@ -67,7 +71,7 @@ proptest! {
                 }
                 Operation::SetIrqs { header, data } => {
                     let argument = client.argument(&header);
-                    client.put(20, zerocopy::IntoBytes::as_bytes(&data));
+                    client.put(20, data.as_bytes());
                     bench.device.set_irqs(&client, argument).map(drop)
                 }
                 Operation::RegionInfo { argsz, index } => {
@@ -97,6 +101,77 @@ proptest! {
         bench.device.disable();
         prop_assert_eq!(bench.controller.taken(), 0);
         prop_assert_eq!(bench.function.hardware16(4) & 4, 0, "no bus mastering after close");
+    }
+
+    #[test]
+    fn a_bar_is_memory_but_for_the_msix_table(
+        accesses in prop::collection::vec(
+            (any::<bool>(), 0..0x4000u64, prop::collection::vec(any::<u8>(), 1..80)), 1..40)
+    ) {
+        let (bench, client) = (Bench::open(), TestClient::new());
+        let mut model = vec![0; 0x4000];
+        let hidden = |at: usize| (0x2000..0x2040).contains(&at);
+        for (write, at, bytes) in accesses {
+            let (start, len) = {
+                let start = usize::try_from(at).unwrap();
+                (start, bytes.len().min(0x4000 - start))
+            };
+            let count = bytes.len() as u64;
+            if write {
+                client.put(0, &bytes);
+                let written = bench.device.write_region(&client, MEMORY, count, at);
+                prop_assert_eq!(written, Ok(len as u64));
+                for (at, byte) in (start..0x4000).zip(bytes) {
+                    if !hidden(at) {
+                        model[at] = byte;
+                    }
+                }
+            } else {
+                prop_assert_eq!(bench.device.read_region(&client, MEMORY, count, at), Ok(len as u64));
+                let expected: Vec<u8> = (start..start + len)
+                    .map(|at| if hidden(at) { 0xff } else { model[at] })
+                    .collect();
+                prop_assert_eq!(client.bytes(MEMORY, len), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn any_ioctl_on_any_file_is_answered(
+        calls in prop::collection::vec(
+            (0..4usize, 95..125u32, prop_oneof![9 => 0..64u64, 1 => any::<u64>()],
+             prop::collection::vec(prop_oneof![4 => 0..40u32, 1 => 100..110u32, 1 => any::<u32>()], 16)),
+            1..60)
+    ) {
+        let bus = Bus::with(&["0000:01:00.0", "0000:01:00.1", "0000:02:00.0"]);
+        let default = |requester| bus.driver.attached(RequesterId::new(requester));
+        let before = [0x100, 0x101, 0x200].map(default);
+        let context = bus.open_context(NodeKind::Iommu);
+        let bind = BindIommufd { argsz: 24, iommufd: context, ..BindIommufd::default() };
+        let first = bus.open_cdev(0);
+        let files = [context, first, bus.open_cdev(1), bus.open_group(bus.vfio.groups()[1].number).unwrap()];
+        prop_assert_eq!(bus.call(first, VFIO_DEVICE_BIND_IOMMUFD, &bind), Ok(0));
+        bus.client.open_eventfd(10);
+        let mut opened = Vec::new();
+        for (file, nr, argument, words) in calls {
+            bus.client.put(0, words.as_bytes());
+            if argument == 7 {
+                bus.client.put(0, b"0000:02:00.0\0");
+            }
+            let argument = if argument < 64 { MEMORY + argument / 16 * 4 } else { argument };
+            let command = 0x3b00 + nr;
+            let makes_a_file = command == VFIO_GROUP_GET_DEVICE_FD && file == 3;
+            if let (Ok(fd), true) = (bus.ioctl(files[file], command, argument), makes_a_file) {
+                opened.push(fd);
+            }
+        }
+        for fd in opened.into_iter().chain(files) {
+            bus.close(fd);
+        }
+        let after = [0x100, 0x101, 0x200].map(default);
+        for (before, after) in before.iter().zip(&after) {
+            prop_assert!(before.same(after), "{before:?} became {after:?}");
+        }
     }
 
     #[test]

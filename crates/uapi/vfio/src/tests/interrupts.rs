@@ -62,6 +62,7 @@ fn with(test: impl FnOnce(&Bench, &TestClient, &Set<'_>)) {
     test(&bench, &client, &Set { bench: &bench, client: &client });
     bench.device.disable();
     assert_eq!(bench.controller.taken(), 0, "closing gives every vector back");
+    assert_eq!(bench.controller.spurious(), 0, "only vectors that are taken are sent");
 }
 
 #[test]
@@ -408,4 +409,51 @@ fn an_eventfd_stores_to_a_bar() {
         assert_eq!(seen, [Seen::Write { bar: 2, at: 0x10, width: 4 }]);
         assert_eq!(ioeventfd(IoEventFd { fd: -1, ..call }), Ok(()));
     });
+}
+
+/// What a program's threads, the function's work and the machine do at the same time.
+#[test]
+fn threads_do_not_wait_for_each_other_for_ever() {
+    const ROUNDS: u32 = 200;
+    let (bench, client) = (Bench::open(), TestClient::new());
+    bench.set_config(4, &[6, 0]);
+    let eventfd = client.open_eventfd(10);
+    let (bench, client) = (&bench, &client);
+    let finished = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let run = |work: Box<dyn Fn(u32) + Send>| {
+            let finished = finished.0.clone();
+            scope.spawn(move || {
+                (0..ROUNDS).for_each(work);
+                finished.send(()).unwrap();
+            });
+        };
+        run(Box::new(move |round| {
+            let argument = |offset: u64, set: IrqSet, fds: [i32; 2]| {
+                client.put(offset, set.as_bytes());
+                client.put(offset + 20, fds.as_bytes());
+                bench.device.set_irqs(client, MEMORY + offset)
+            };
+            let set = IrqSet { argsz: 28, index: MSIX_INDEX, ..IrqSet::default() };
+            let fds = if round % 2 == 0 { [10, -1] } else { [-1, 10] };
+            let on = IrqSet { flags: EVENTFD | TRIGGER, count: 2, ..set };
+            assert_eq!(argument(0x100, on, fds), Ok(0));
+            if round % 8 == 7 {
+                assert_eq!(argument(0x100, IrqSet { flags: NONE | TRIGGER, ..set }, fds), Ok(0));
+            }
+        }));
+        run(Box::new(move |round| bench.function.raise_msix(if round % 2 == 0 { 0 } else { 1 })));
+        run(Box::new(move |round| bench.device.intx(round % 2 == 0)));
+        run(Box::new(move |round| {
+            bench.set_config(4, &[if round % 2 == 0 { 4 } else { 6 }, 0]);
+            bench.config::<64>(0);
+        }));
+        run(Box::new(move |_| assert_eq!(bench.device.reset(), Ok(()))));
+        for _ in 0..5 {
+            finished.1.recv_timeout(Duration::from_secs(60)).expect("all come to an end");
+        }
+    });
+    bench.device.disable();
+    assert_eq!(bench.controller.taken(), 0);
+    eventfd.take();
 }
