@@ -96,6 +96,38 @@ impl<T: Copy + Eq + Hash, V: Copy> Cache<T, V> {
         found
     }
 
+    /// Hands `visit` the entries of `tag` that cover `first..=last` one after the other, each the
+    /// smallest around its address, until an address is not covered or `visit` gives false. Gives
+    /// the first address that was not visited, `None` if all were.
+    ///
+    /// `visit` runs with the cache locked: it must not call the cache.
+    pub fn visit(
+        &self,
+        tag: T,
+        first: u64,
+        last: u64,
+        mut visit: impl FnMut(Span, &V) -> bool,
+    ) -> Option<u64> {
+        let mut at = first;
+        let store = self.read();
+        let lost = loop {
+            let Some((span, value)) = store.lookup(tag, at) else { return Some(at) };
+            if self.forget.as_ref().is_some_and(Forgetful::now) {
+                break span;
+            }
+            if !visit(span, &value) {
+                return Some(at);
+            }
+            match span.last().checked_add(1) {
+                Some(next) if next <= last => at = next,
+                _ => return None,
+            }
+        };
+        drop(store);
+        self.write().remove(tag, lost);
+        Some(at)
+    }
+
     /// Stores an entry; one with the same tag and span is replaced.
     pub fn insert(&self, tag: T, span: Span, value: V) {
         self.write().insert(tag, span, value);

@@ -1,9 +1,10 @@
 //! The model: an AMD IOMMU as software and devices see it, written from AMD 48882.
 //!
 //! [`AmdVi`] is the registers ([`Mmio`]), the port in front of the devices ([`IommuPort`]) and the
-//! PCI function that carries the capability block and the IOMMU's own MSI ([`PciFunction`]). It
-//! reads device table, page tables and interrupt tables from memory as hardware does, with its own
-//! code: it shares nothing with the driver but [`crate::spec`].
+//! PCI function that carries the capability block and the IOMMU's own MSI
+//! ([`lychgate_model::PciFunction`]). It reads device table, page tables and interrupt tables from
+//! memory as hardware does, with its own code: it shares nothing with the driver but
+//! [`crate::spec`].
 //!
 //! Not modelled, and reported absent in the feature registers: guest translation (GTSup = 0, so
 //! GV = 1 is an illegal device table entry), ATS and page requests, device table segments, the

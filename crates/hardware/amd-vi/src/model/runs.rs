@@ -1,5 +1,6 @@
 //! The physical memory of one transfer, adjacent runs merged.
 
+use lychgate_model::Span;
 use lychgate_types::{PhysAddr, PhysRun};
 
 const INLINE: usize = 16;
@@ -45,6 +46,14 @@ impl Runs {
             self.many.extend_from_slice(&self.few);
             self.many.push(run);
         }
+    }
+
+    /// Appends the part from `at` up to `last` of a page that covers `span` and lies at `page`.
+    /// Gives the address after it, 0 at the end of the address space.
+    pub(super) fn push_page(&mut self, span: Span, page: PhysAddr, at: u64, last: u64) -> u64 {
+        let end = span.last().min(last);
+        self.push(page.wrapping_add(at - span.start), end - at + 1);
+        end.wrapping_add(1)
     }
 
     pub(super) fn as_slice(&self) -> &[PhysRun] {

@@ -52,10 +52,9 @@ impl AmdVi {
         }
         let mut at = start;
         loop {
-            let (physical, end) = self
-                .translate_at(settings, dte, requested, at, last)
+            let end = self
+                .translate_from(settings, dte, requested, at, last, runs)
                 .map_err(|fault| self.as_the_entry_logs_it(dte, requested, fault))?;
-            runs.push(physical, end - at + 1);
             if end >= last {
                 return Ok(());
             }
@@ -63,20 +62,23 @@ impl AmdVi {
         }
     }
 
-    /// Translates `at`: its physical address, and the last address up to `last` that follows it
-    /// without a gap.
-    fn translate_at(
+    /// Appends the physical memory of `at` and of what follows it on the same way, up to `last`.
+    /// Gives the last address that was done.
+    fn translate_from(
         &self,
         settings: &Settings,
         dte: Dte,
         requested: Requested,
         at: u64,
         last: u64,
-    ) -> Result<(PhysAddr, u64), Fault> {
+        runs: &mut Runs,
+    ) -> Result<u64, Fault> {
         let way = self.way(settings, dte, requested, at)?;
         let end = way.last.min(last);
+        let identity = PhysAddr::new(at);
         if !way.translated {
-            return Ok((PhysAddr::new(at), end));
+            runs.push(identity, end - at + 1);
+            return Ok(end);
         }
         let fault = |cause, flags| Fault::page(requested, Some(dte), at, cause, flags);
         if !dte.tv() {
@@ -90,10 +92,11 @@ impl AmdVi {
             if !allowed.permits(requested.write) {
                 return Err(fault(FaultCause::Permission, Flags::PERMISSION));
             }
-            return Ok((PhysAddr::new(at), end));
+            runs.push(identity, end - at + 1);
+            return Ok(end);
         }
-        let (span, page) = self.page(dte, requested, at)?;
-        Ok((page.wrapping_add(at - span.start), end.min(span.last())))
+        self.pages(dte, requested, at, end, runs)?;
+        Ok(end)
     }
 
     /// Whether `at` is translated, passes as it is, or is not allowed, by the special ranges, V,

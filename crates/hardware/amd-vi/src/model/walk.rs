@@ -5,6 +5,7 @@ use lychgate_types::PhysAddr;
 
 use super::cached::{Allowed, Directory, Leaf};
 use super::fault::{Fault, Flags};
+use super::runs::Runs;
 use super::{AmdVi, Requested};
 use crate::spec::dte::HAD_ACCESS_DIRTY;
 use crate::spec::host_page_table::{
@@ -40,23 +41,49 @@ struct Step {
 struct Changed;
 
 impl AmdVi {
-    /// The page of `at` and where it is, from the cache or from the tables, if the request may
-    /// have it.
-    pub(super) fn page(
+    /// Appends the physical memory of `at..=last`, from the cache or from the tables, if the
+    /// request may have it.
+    pub(super) fn pages(
+        &self,
+        dte: Dte,
+        requested: Requested,
+        mut at: u64,
+        last: u64,
+        runs: &mut Runs,
+    ) -> Result<(), Fault> {
+        let track_dirty = requested.write && dte.had() == HAD_ACCESS_DIRTY;
+        loop {
+            let mut refused = false;
+            let rest = self.caches.leaves.visit(domain(dte), at, last, |span, leaf| {
+                refused = !leaf.allowed.permits(requested.write);
+                // A write to a page that is clean must go by the tables and set D.
+                let usable = !refused && (leaf.dirty || !track_dirty);
+                if usable {
+                    at = runs.push_page(span, leaf.page, at, last);
+                }
+                usable
+            });
+            let Some(missing) = rest else { return Ok(()) };
+            if refused {
+                return Err(denied(dte, requested, missing));
+            }
+            let (span, page) = self.page(dte, requested, missing, track_dirty)?;
+            if span.last() >= last {
+                runs.push_page(span, page, missing, last);
+                return Ok(());
+            }
+            at = runs.push_page(span, page, missing, last);
+        }
+    }
+
+    /// The page of `at` and where it is, from the tables, if the request may have it.
+    fn page(
         &self,
         dte: Dte,
         requested: Requested,
         at: u64,
+        track_dirty: bool,
     ) -> Result<(Span, PhysAddr), Fault> {
-        let track_dirty = requested.write && dte.had() == HAD_ACCESS_DIRTY;
-        if let Some((span, leaf)) = self.caches.leaves.lookup(domain(dte), at) {
-            if !leaf.allowed.permits(requested.write) {
-                return Err(denied(dte, requested, at));
-            }
-            if leaf.dirty || !track_dirty {
-                return Ok((span, leaf.page));
-            }
-        }
         let mut tries = 0;
         loop {
             let mut found = self.walk(dte, requested, at)?;

@@ -38,6 +38,33 @@ fn an_invalidation_takes_every_span_that_meets_it_and_no_other() {
 }
 
 #[test]
+fn a_visit_follows_the_addresses_until_a_gap_or_a_refusal() {
+    for policy in [Policy::Plain, Policy::Adversarial] {
+        let cache = Cache::new(policy, 64);
+        cache.insert(1u16, Span::around(0x1000, 12), 1);
+        cache.insert(1, Span::around(0x2000, 13), 2);
+        cache.insert(1, Span::around(0x4000, 12), 4);
+        cache.insert(1, Span::around(0x6000, 12), 6);
+        let visit = |first, last, until| {
+            let mut seen = Vec::new();
+            let rest = cache.visit(1, first, last, |_, &value| {
+                let go_on = value != until;
+                if go_on {
+                    seen.push(value);
+                }
+                go_on
+            });
+            (seen, rest)
+        };
+        assert_eq!(visit(0x1800, 0x4000, 0), (vec![1, 2, 4], None));
+        assert_eq!(visit(0x1800, 0x6000, 0), (vec![1, 2, 4], Some(0x5000)));
+        assert_eq!(visit(0x1800, 0x4000, 4), (vec![1, 2], Some(0x4000)));
+        assert_eq!(visit(0x3fff, 0x3fff, 0), (vec![2], None));
+        assert_eq!(visit(0, 0x3fff, 0), (vec![], Some(0)));
+    }
+}
+
+#[test]
 fn spans_at_the_ends_of_the_address_space_work() {
     for policy in [Policy::Plain, Policy::Adversarial] {
         let cache = Cache::new(policy, 64);
@@ -143,6 +170,15 @@ proptest! {
                     }
                     Op::Lookup(tag, at) => {
                         let hit = cache.lookup(tag, at);
+                        let mut visited = None;
+                        let rest = cache.visit(tag, at, at, |span, &value| {
+                            visited = Some((span, value));
+                            true
+                        });
+                        prop_assert_eq!(rest.is_none(), visited.is_some());
+                        if !matches!(policy, Policy::EvictRandom(_)) {
+                            prop_assert_eq!(visited, hit);
+                        }
                         if let Some((span, value)) = hit {
                             prop_assert_eq!(reference.get(&(tag, span)), Some(&value));
                             prop_assert!(span.intersects(at, at));
