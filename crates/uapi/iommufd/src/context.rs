@@ -85,6 +85,13 @@ impl Context {
     }
 }
 
+impl Drop for Context {
+    /// Nothing stays pinned or mapped, whether or not [`OpenFile::release`] was called.
+    fn drop(&mut self) {
+        self.tear_down(&mut self.lock());
+    }
+}
+
 /// A reference that VFIO holds: what was mapped stays until the file is closed and the last
 /// reference is gone, as with a kernel reference to the file.
 pub struct ContextRef {

@@ -518,6 +518,3 @@ fn unmap_all(domain: &dyn PagingDomain, iova: u64, len: u64) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

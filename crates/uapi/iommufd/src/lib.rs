@@ -1,6 +1,18 @@
 //! Linux's `/dev/iommu`: every object and ioctl, errno for errno, in Linux's order of checks.
 //!
 //! It speaks to the IOMMU core alone and does not know which hardware is below.
+//!
+//! A [`Context`] is one open of `/dev/iommu`, or of `/dev/vfio/vfio`, which iommufd serves too. The
+//! machine hands it system calls through [`OpenFile`]; VFIO holds a [`ContextRef`], binds devices to
+//! it and attaches them. All of an IO address space is there: allocation, mapping of memory and of
+//! memfds, copies, allowed and reserved ranges, options, accounting; page tables of the paging kind,
+//! with the automatic ones; description of the hardware; and VFIO's type1 containers, both versions.
+//!
+//! What no IOMMU below has is refused as Linux refuses it there, after the checks of its arguments:
+//! `IOMMU_HWPT_SET_DIRTY_TRACKING` and `IOMMU_HWPT_GET_DIRTY_BITMAP`, nested page tables and
+//! `IOMMU_HWPT_INVALIDATE`, `IOMMU_FAULT_QUEUE_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC`,
+//! `IOMMU_VEVENTQ_ALLOC`, `IOMMU_HW_QUEUE_ALLOC` and `IOMMU_IOAS_NOIOMMU_GET_PA`. `IOMMU_IOAS_MAP_FILE`
+//! takes memfds, no dma-bufs. Devices are attached by their requester id alone, not by PASIDs.
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +37,7 @@ mod option;
 mod pages;
 mod reserved;
 mod state;
+pub mod trace;
 mod unsupported;
 mod vfio_compat;
 

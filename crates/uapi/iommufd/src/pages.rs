@@ -280,6 +280,3 @@ fn append(runs: &mut Vec<PhysRun>, more: &[PhysRun]) {
 fn end_of(run: &PhysRun) -> Option<PhysAddr> {
     run.start.checked_add(run.len)
 }
-
-#[cfg(test)]
-mod tests;

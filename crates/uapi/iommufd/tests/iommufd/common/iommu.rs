@@ -1,0 +1,218 @@
+//! A driver whose domains are maps of leaves.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, Weak};
+
+use lychgate_iommu::{
+    AllocError, AllocFlags, AttachError, Capability, Domain, Driver, Geometry, HwInfo, MapError,
+    PagingDomain, ProbeError, ReservedRegion, UserData,
+};
+use lychgate_types::{Iova, PhysAddr, PhysRun, Prot, RequesterId};
+
+/// What the driver's next domains are and what shall go wrong.
+pub(crate) struct Plan {
+    pub(crate) geometry: Geometry,
+    pub(crate) capabilities: HashSet<Capability>,
+    pub(crate) reserved: BTreeMap<u16, Vec<ReservedRegion>>,
+    pub(crate) alloc_error: Option<AllocError>,
+    pub(crate) attach_error: BTreeMap<u16, AttachError>,
+    /// Calls of `map` that succeed before all fail.
+    pub(crate) maps_left: Option<u32>,
+    pub(crate) hw_info: Option<HwInfo>,
+    pub(crate) domains: Vec<Weak<FakeDomain>>,
+    /// Devices that only go with domains that were allocated for one of them.
+    pub(crate) picky: BTreeSet<u16>,
+    pub(crate) last_data: Option<(u32, Vec<u8>)>,
+}
+
+pub(crate) struct FakeDriver {
+    pub(crate) plan: Arc<Mutex<Plan>>,
+}
+
+impl FakeDriver {
+    pub(crate) fn new() -> Arc<Self> {
+        let geometry = Geometry {
+            first: Iova::new(0),
+            last: Iova::new((1 << 48) - 1),
+            page_sizes: !0xfff & ((1 << 31) - 1),
+        };
+        let plan = Plan {
+            geometry,
+            capabilities: HashSet::from([
+                Capability::CacheCoherency,
+                Capability::IsolatedMsi,
+                Capability::EnforceCacheCoherency,
+            ]),
+            reserved: BTreeMap::new(),
+            alloc_error: None,
+            attach_error: BTreeMap::new(),
+            maps_left: None,
+            hw_info: None,
+            domains: Vec::new(),
+            picky: BTreeSet::new(),
+            last_data: None,
+        };
+        Arc::new(Self { plan: Arc::new(Mutex::new(plan)) })
+    }
+
+    pub(crate) fn plan(&self, change: impl FnOnce(&mut Plan)) {
+        change(&mut self.plan.lock().unwrap());
+    }
+
+    /// The domains that are still there, oldest first.
+    pub(crate) fn domains(&self) -> Vec<Arc<FakeDomain>> {
+        self.plan.lock().unwrap().domains.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Driver for FakeDriver {
+    fn probe(&self, _: RequesterId, _: &[RequesterId]) -> Result<(), ProbeError> {
+        Ok(())
+    }
+
+    fn release(&self, _: RequesterId) {}
+
+    fn capable(&self, _: RequesterId, capability: Capability) -> bool {
+        self.plan.lock().unwrap().capabilities.contains(&capability)
+    }
+
+    fn hw_info(&self, _: RequesterId, kind: u32) -> Option<HwInfo> {
+        let info = self.plan.lock().unwrap().hw_info.clone()?;
+        (kind == 0 || kind == info.kind).then_some(info)
+    }
+
+    fn reserved_regions(&self, device: RequesterId) -> Vec<ReservedRegion> {
+        self.plan.lock().unwrap().reserved.get(&device.get()).cloned().unwrap_or_default()
+    }
+
+    fn alloc_paging(
+        &self,
+        device: RequesterId,
+        flags: AllocFlags,
+        data: Option<UserData<'_>>,
+    ) -> Result<Arc<dyn PagingDomain>, AllocError> {
+        let mut plan = self.plan.lock().unwrap();
+        if let Some(error) = plan.alloc_error {
+            return Err(error);
+        }
+        if flags.nest_parent {
+            return Err(AllocError::Unsupported);
+        }
+        plan.last_data = data.map(|data| (data.kind, data.bytes.to_vec()));
+        let domain = Arc::new(FakeDomain {
+            device: device.get(),
+            geometry: plan.geometry,
+            leaves: Mutex::default(),
+            plan: Arc::downgrade(&self.plan),
+        });
+        plan.domains.push(Arc::downgrade(&domain));
+        Ok(domain)
+    }
+
+    fn attach(&self, device: RequesterId, domain: &Domain, _: &Domain) -> Result<(), AttachError> {
+        let Domain::Paging(domain) = domain else {
+            return Ok(());
+        };
+        let plan = self.plan.lock().unwrap();
+        let domain = domain.as_any().downcast_ref::<FakeDomain>().unwrap();
+        if plan.picky.contains(&device.get()) != plan.picky.contains(&domain.device) {
+            return Err(AttachError::Incompatible);
+        }
+        plan.attach_error.get(&device.get()).map_or(Ok(()), |error| Err(*error))
+    }
+}
+
+/// A domain that keeps leaves as hardware would: powers of two, aligned on both sides.
+pub(crate) struct FakeDomain {
+    device: u16,
+    geometry: Geometry,
+    /// First IOVA to length, physical address and permissions.
+    pub(crate) leaves: Mutex<BTreeMap<u64, (u64, u64, Prot)>>,
+    plan: Weak<Mutex<Plan>>,
+}
+
+impl FakeDomain {
+    /// Every mapped granule and where it leads.
+    pub(crate) fn pages(&self) -> BTreeMap<u64, u64> {
+        let granule = self.geometry.granule();
+        let leaves = self.leaves.lock().unwrap();
+        let pages = leaves.iter().flat_map(|(iova, (len, phys, _))| {
+            (0..len / granule).map(move |n| (iova + n * granule, phys + n * granule))
+        });
+        pages.collect()
+    }
+
+    /// Lengths of the leaves, in order.
+    pub(crate) fn leaf_sizes(&self) -> Vec<u64> {
+        self.leaves.lock().unwrap().values().map(|leaf| leaf.0).collect()
+    }
+}
+
+impl Drop for FakeDomain {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert!(self.leaves.lock().unwrap().is_empty(), "a domain was freed with mappings");
+        }
+    }
+}
+
+impl PagingDomain for FakeDomain {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn map(&self, iova: Iova, runs: &[PhysRun], prot: Prot) -> Result<(), MapError> {
+        let plan = self.plan.upgrade().unwrap();
+        if let Some(left) = &mut plan.lock().unwrap().maps_left {
+            *left = left.checked_sub(1).ok_or(MapError::OutOfMemory)?;
+        }
+        let granule = self.geometry.granule();
+        let mut leaves = self.leaves.lock().unwrap();
+        let mut at = iova.get();
+        assert!(at >= self.geometry.first.get() && !runs.is_empty());
+        for run in runs {
+            let (mut phys, mut rest) = (run.start.get(), run.len);
+            assert!((at | phys | rest).is_multiple_of(granule) && rest > 0, "{at:#x} {run:?}");
+            while rest > 0 {
+                let fits = (at | phys | 1 << 30) & (at | phys | 1 << 30).wrapping_neg();
+                let len = fits.min(1 << rest.ilog2());
+                let before = leaves.range(..at + len).next_back();
+                assert!(before.is_none_or(|(first, leaf)| first + leaf.0 <= at), "{at:#x} taken");
+                leaves.insert(at, (len, phys, prot));
+                (at, phys, rest) = (at + len, phys + len, rest - len);
+            }
+        }
+        assert!(at - 1 <= self.geometry.last.get());
+        Ok(())
+    }
+
+    fn unmap(&self, iova: Iova, len: u64) -> u64 {
+        let mut leaves = self.leaves.lock().unwrap();
+        let mut at = iova.get();
+        let end = at + len;
+        while at < end {
+            let Some((size, ..)) = leaves.remove(&at) else {
+                panic!("{at:#x} is not the start of a leaf");
+            };
+            at += size;
+        }
+        assert_eq!(at, end, "a leaf passes the end of what is unmapped");
+        len
+    }
+
+    fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
+        let leaves = self.leaves.lock().unwrap();
+        let (first, (len, phys, _)) = leaves.range(..=iova.get()).next_back()?;
+        let offset = iova.get() - first;
+        (offset < *len).then(|| PhysAddr::new(phys + offset))
+    }
+
+    fn enforce_cache_coherency(&self) -> bool {
+        true
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,20 @@
+//! `/dev/iommu` as its callers see it, on a machine that checks what is done to it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod common;
+
+mod accounting;
+mod against_a_model;
+mod attach;
+mod containers;
+mod dispatch;
+mod hwpt;
+mod ioas;
+mod trace;
+mod unwinding;
