@@ -14,8 +14,8 @@
 //!   ever, while `fstat`, `read` and `write` see the memory behind.
 //! * Files are released at their last reference in any process, memory mappings included.
 //! * Paths are looked up in the machine's tree laid over the host's ([`System::tree`]), through links
-//!   in both. A directory that both have lists what the host has; one of the machine alone is real,
-//!   and lists itself.
+//!   in both. A directory that both have lists the names of both; each `open` sees them as they are
+//!   then.
 //! * Not seen through: `chdir` into a directory of the machine, which needs `fchdir`; `chroot` and mount
 //!   namespaces of a client; `io_uring`'s own `openat`, `read` and `statx`; `statx` with a path, a
 //!   directory and `AT_EMPTY_PATH` at once; 32-bit programs, which get `ENOSYS` and a warning.
@@ -36,6 +36,7 @@ mod error;
 mod eventfds;
 mod files;
 mod filter;
+mod merged;
 mod names;
 mod paths;
 mod process;

@@ -17,6 +17,7 @@ use lychgate_types::Errno;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::error::Error;
+use crate::merged::Listings;
 
 /// The most links that one lookup follows (`MAXSYMLINKS`).
 const MAX_LINKS: u32 = 40;
@@ -53,6 +54,15 @@ pub(crate) struct Paths {
     root: PathBuf,
     /// The names at the top of the tree: `dev`, `sys`.
     tops: Vec<OsString>,
+    listings: Listings,
+}
+
+/// What to open for a directory that both have.
+pub(crate) enum Listing {
+    /// The host's own.
+    Host,
+    /// This one, in its place.
+    Merged(PathBuf),
 }
 
 struct Level {
@@ -70,7 +80,26 @@ impl Paths {
         for entry in std::fs::read_dir(&root).map_err(wrong)? {
             tops.push(entry.map_err(wrong)?.file_name());
         }
-        Ok(Self { root, tops })
+        let listings = Listings::new().map_err(|error| Error::Os("temporary directory", error))?;
+        Ok(Self { root, tops, listings })
+    }
+
+    /// A real directory for one that the host and the machine have, to be listed: the host's where
+    /// the machine adds nothing.
+    pub(crate) fn listing(&self, path: &Path, is_node: impl Fn(&Path) -> bool) -> Listing {
+        match self.listings.make(path, &self.in_tree(path), is_node) {
+            Ok(Some(merged)) => Listing::Merged(merged),
+            Ok(None) => Listing::Host,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot list what the machine adds");
+                Listing::Host
+            }
+        }
+    }
+
+    /// The directory that both have whose listing a link in `/proc` shows.
+    pub(crate) fn shown_in_listing(&self, shown: &Path) -> Option<PathBuf> {
+        self.listings.shown(shown)
     }
 
     /// The file in the tree for a path of the machine.
@@ -79,7 +108,7 @@ impl Paths {
     }
 
     /// The path of the machine for a file that a link in `/proc` shows; `None` for the host's.
-    pub(crate) fn from_tree(&self, shown: &Path) -> Option<PathBuf> {
+    pub(crate) fn shown_in_tree(&self, shown: &Path) -> Option<PathBuf> {
         shown.strip_prefix(&self.root).ok().map(|rest| Path::new("/").join(rest))
     }
 
@@ -99,7 +128,7 @@ impl Paths {
             path.to_owned()
         } else {
             let Some(base) = base().filter(|base| base.is_absolute()) else { return Place::Host };
-            let machine = self.from_tree(&base);
+            let machine = self.shown_in_tree(&base).or_else(|| self.shown_in_listing(&base));
             within = machine.is_some();
             let mut joined = machine.unwrap_or(base).into_os_string();
             joined.push("/");

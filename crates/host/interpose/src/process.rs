@@ -137,6 +137,13 @@ impl Image {
     }
 }
 
+/// Major and minor version of the kernel.
+pub(crate) fn kernel_version() -> Option<(u32, u32)> {
+    let release = read("/proc/sys/kernel/osrelease".to_owned()).ok()?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
 }

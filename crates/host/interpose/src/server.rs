@@ -16,7 +16,7 @@ use std::time::Instant;
 use lychgate_iommufd::{Mm, NewFile, OpenFile, Refusal};
 use lychgate_machine::{AddressSpace, Call, Span, System, Unreachable, Vma};
 use lychgate_types::Errno;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 
 use crate::caller::Caller;
@@ -46,10 +46,13 @@ pub(crate) struct Server {
     tracer: Arc<dyn Tracer>,
     descriptors: Range<u32>,
     calls: AtomicU64,
-    spaces: Mutex<HashMap<u32, (Arc<Space>, Arc<dyn Mm>)>>,
+    spaces: Mutex<HashMap<u32, Known>>,
     processes: Mutex<HashMap<u32, u32>>,
     warned: Mutex<HashSet<(u32, &'static str)>>,
 }
+
+/// An address space, and what the machine made of it.
+type Known = (Arc<Space>, Arc<dyn Mm>);
 
 /// What a call comes to.
 enum Answer {
@@ -96,22 +99,15 @@ impl Server {
 
     /// Serves until no process is left that the filter applies to.
     pub(crate) fn serve(&self) {
+        let wakes_at_end = process::kernel_version() >= Some((6, 11));
         loop {
-            let mut polled = [PollFd::new(&self.listener, PollFlags::IN)];
-            match rustix::event::poll(&mut polled, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => {
-                    tracing::error!(%error, "cannot wait for notifications");
-                    return;
-                }
-                Ok(_) => {}
-            }
-            let [polled] = &polled;
-            if !polled.revents().contains(PollFlags::IN) {
+            // Before 6.11 a kernel lets the receiver sleep on when the last process has ended.
+            if !wakes_at_end && self.has_ended() {
                 return;
             }
             match self.listener.receive() {
                 Ok(Some(notification)) => self.handle(&notification),
+                Ok(None) if wakes_at_end && self.has_ended_now() => return,
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot receive notifications");
@@ -119,6 +115,29 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Waits for a notification or the end of all processes; whether it is the end.
+    fn has_ended(&self) -> bool {
+        self.poll(None)
+    }
+
+    fn has_ended_now(&self) -> bool {
+        self.poll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    fn poll(&self, timeout: Option<&Timespec>) -> bool {
+        let mut polled = [PollFd::new(&self.listener, PollFlags::IN)];
+        let polled = match rustix::event::poll(&mut polled, timeout) {
+            Ok(_) => polled,
+            Err(rustix::io::Errno::INTR) => return false,
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for notifications");
+                return true;
+            }
+        };
+        let [polled] = &polled;
+        polled.revents().contains(PollFlags::HUP)
     }
 
     /// Says once for a process what keeps it from being served.
@@ -159,7 +178,6 @@ impl Server {
     }
 
     fn handle(&self, notification: &Notification) {
-        self.files.settle();
         let answer = match notification.arch {
             ARCH_X86_64 => self.native(notification),
             ARCH_I386 => self.i386(notification),
@@ -275,6 +293,8 @@ impl Server {
         work: impl FnOnce(&Caller<'_>) -> Result<Outcome, Refusal>,
     ) -> Answer {
         let begin = Instant::now();
+        // What a client closed is closed for all that it calls afterwards.
+        self.files.settle();
         let caller = Caller { server: self, notification: n, process: self.process_of(n.pid) };
         let call = Call {
             number: self.calls.fetch_add(1, Ordering::Relaxed) + 1,
@@ -385,11 +405,12 @@ impl Server {
             .find(|number| !process::is_open(thread, *number))
     }
 
-    /// The process of a thread; the thread itself when `/proc` does not tell.
+    /// The process of a thread; the thread itself when `/proc` does not tell. The number of a
+    /// process's first thread stays the way to its memory, whatever has it later.
     fn process_of(&self, thread: u32) -> u32 {
         let mut processes = guard(&self.processes);
         if let Some(process) = processes.get(&thread)
-            && process::has_thread(*process, thread)
+            && (*process == thread || process::has_thread(*process, thread))
         {
             return *process;
         }

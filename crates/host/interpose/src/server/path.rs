@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use super::{Answer, Outcome, Server, low, signed};
 use crate::attributes::Attributes;
 use crate::caller::Caller;
-use crate::paths::{Last, Place};
+use crate::paths::{Last, Listing, Place};
 use crate::process;
 use crate::sys::notify::{At, Notification};
 
@@ -37,7 +37,8 @@ impl Server {
             if flags.contains(OFlags::NOFOLLOW) || exclusive { Last::Link } else { Last::Follow };
         match self.look_up(n, directory, &path, last) {
             Place::Host => Answer::GoOn,
-            Place::HostBy(path) | Place::Both(path) => self.open_real(n, &path, flags, low(mode)),
+            Place::HostBy(path) => self.open_real(n, &path, flags, low(mode)),
+            Place::Both(path) => self.open_both(n, &path, flags, low(mode)),
             Place::Wrong(Errno::ENOENT) if flags.contains(OFlags::CREATE) => {
                 Answer::Value(Err(Errno::EACCES))
             }
@@ -122,6 +123,23 @@ impl Server {
                 Some((path, _)) => self.open_machine(n, &path, FileType::RegularFile, flags),
                 None => Answer::GoOn,
             },
+        }
+    }
+
+    /// A directory that both have, for its listing.
+    fn open_both(&self, n: &Notification, path: &Path, flags: OFlags, mode: u32) -> Answer {
+        let other = OFlags::PATH | OFlags::WRONLY | OFlags::RDWR | OFlags::CREATE;
+        if flags.intersects(other) {
+            return self.open_real(n, path, flags, mode);
+        }
+        match self.paths.listing(path, |path| self.system.node(path).is_some()) {
+            Listing::Host => self.open_real(n, path, flags, mode),
+            Listing::Merged(listing) => {
+                // A number of ours, for `fstat` to show the host's directory as `stat` does.
+                let at = self.free_number(n.pid, 0).map_or(At::Lowest, At::Number);
+                let close_on_exec = flags.contains(OFlags::CLOEXEC);
+                self.open_at(n, &listing, OFlags::RDONLY | OFlags::DIRECTORY, at, close_on_exec)
+            }
         }
     }
 
@@ -250,13 +268,16 @@ impl Server {
                 None => attributes.as_open_file(found.opened.file.device_number()),
             });
         }
-        let (_, node) = self.node_of_placeholder(thread, fd)?;
-        Some(attributes.as_node(node))
+        if let Some((_, node)) = self.node_of_placeholder(thread, fd) {
+            return Some(attributes.as_node(node));
+        }
+        let listed = self.paths.shown_in_listing(&process::link_of_file(thread, fd)?)?;
+        attributes_at(&listed).ok()
     }
 
     /// The node whose place in the tree is open, as `O_PATH` opens it.
     fn node_of_placeholder(&self, thread: u32, fd: i32) -> Option<(PathBuf, Node)> {
-        let path = self.paths.from_tree(&process::link_of_file(thread, fd)?)?;
+        let path = self.paths.shown_in_tree(&process::link_of_file(thread, fd)?)?;
         let node = self.system.node(&path)?;
         Some((path, node))
     }
@@ -346,7 +367,8 @@ impl Server {
             let name = || PathBuf::from(format!("anon_inode:[{}]", found.opened.file.name()));
             return Some(found.opened.node.clone().unwrap_or_else(name));
         }
-        self.paths.from_tree(&process::link_of_file(thread, fd)?)
+        let link = process::link_of_file(thread, fd)?;
+        self.paths.shown_in_tree(&link).or_else(|| self.paths.shown_in_listing(&link))
     }
 
     /// Whether a path leads to something that only the machine has.

@@ -88,6 +88,18 @@ pub(crate) const PATHS: Case = Case {
             std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok()
                 || std::fs::metadata("/sys/kernel").is_ok()
         );
+        let listed = File::open("/dev").unwrap();
+        let (by_file, by_path) = (listed.metadata().unwrap(), std::fs::metadata("/dev").unwrap());
+        assert_eq!((by_file.dev(), by_file.ino()), (by_path.dev(), by_path.ino()));
+        let names: Vec<_> = std::fs::read_dir("/dev").unwrap().map(Result::unwrap).collect();
+        for name in ["fake", "vfio", "null"] {
+            assert_eq!(names.iter().filter(|entry| entry.file_name() == name).count(), 1, "{name}");
+        }
+        let stat = rustix::fs::statat(&listed, "fake", AtFlags::empty()).unwrap();
+        assert_eq!(stat.st_rdev, rustix::fs::makedev(240, 5));
+        let stat = rustix::fs::statat(&listed, "null", AtFlags::empty()).unwrap();
+        assert_eq!(stat.st_rdev, rustix::fs::makedev(1, 3));
+        rustix::fs::openat(&listed, "vfio/probe", OFlags::RDWR, Mode::empty()).unwrap();
         for (path, mode, expected) in [
             ("/dev/fake", libc::R_OK | libc::W_OK, 0),
             ("/dev/fake", libc::X_OK, libc::EACCES),
