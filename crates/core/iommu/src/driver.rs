@@ -89,7 +89,8 @@ pub struct ReservedRegion {
 /// called only for a device that was probed and not released.
 pub trait Driver: Send + Sync {
     /// Takes a device over. `aliases` are the other requester ids that its transactions may carry.
-    /// Afterwards the device is blocked.
+    /// Afterwards the device is blocked. Devices of one group may share requester ids, a device's
+    /// own included; such an id goes with the device that was attached last, and a probe leaves it.
     fn probe(&self, device: RequesterId, aliases: &[RequesterId]) -> Result<(), ProbeError>;
 
     /// Lets a device go; its DMA stays blocked.

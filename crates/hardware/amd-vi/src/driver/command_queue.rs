@@ -118,8 +118,10 @@ impl<P: Pages, L: Locks> Hardware<P, L> {
             self.submit_bare(queue, Command::invalidate_devtab_entry(device))?;
             self.submit_bare(queue, Command::invalidate_interrupt_table(device))?;
         }
-        // An entry that is still cached could refill what is dropped next.
-        self.submit(queue, &[])?;
+        // An entry that is still cached could refill what is dropped next, so nothing of that may
+        // start before this is over: F.
+        queue.batch += 1;
+        self.submit_bare(queue, self.completion_wait(queue.batch).with_wait_f(true))?;
         for id in 0..=u16::MAX {
             let pages = Command::invalidate_iommu_pages(id, Block::ALL, true);
             self.submit_bare(queue, pages)?;
