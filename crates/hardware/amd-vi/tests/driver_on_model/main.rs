@@ -7,6 +7,7 @@
 )]
 
 mod bench;
+mod core;
 mod life;
 mod random;
 mod recovery;
