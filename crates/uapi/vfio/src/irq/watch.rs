@@ -1,7 +1,7 @@
 //! Waits until a client signals an eventfd (`virqfd.c`).
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -9,7 +9,7 @@ use lychgate_iommufd::error::{Result, refuse};
 use lychgate_iommufd::{EventFd, Refusal};
 use lychgate_types::Errno;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::io::{ReadWriteFlags, preadv2, write};
+use rustix::io::{ReadWriteFlags, preadv2, read, write};
 
 /// Calls a handler for each signal of an eventfd, until it is dropped.
 pub(crate) struct Watch {
@@ -67,20 +67,24 @@ fn watch(source: &dyn EventFd, stop: &OwnedFd, handler: impl Fn()) {
             return;
         }
         if source_ready.contains(PollFlags::IN) {
-            // The file is the client's too, and may block: take the count only if it is still there.
-            const CURRENT_POSITION: u64 = u64::MAX;
-            let mut count = [0; 8];
-            let taken = preadv2(
-                source,
-                &mut [IoSliceMut::new(&mut count)],
-                CURRENT_POSITION,
-                ReadWriteFlags::NOWAIT,
-            );
-            if taken.is_ok() {
+            if take(source) {
                 handler();
             }
         } else if !source_ready.is_empty() {
             return;
         }
+    }
+}
+
+/// Takes the count of an eventfd; `false` when somebody else was faster. The file is the client's too
+/// and may block, so this asks for the count only if it is still there, where the kernel lets it.
+fn take(source: BorrowedFd<'_>) -> bool {
+    const CURRENT_POSITION: u64 = u64::MAX;
+    let mut count = [0; 8];
+    let buffers = &mut [IoSliceMut::new(&mut count)];
+    match preadv2(source, buffers, CURRENT_POSITION, ReadWriteFlags::NOWAIT) {
+        Ok(_) => true,
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
+        Err(_) => read(source, &mut count).is_ok(),
     }
 }
