@@ -14,8 +14,9 @@ fn an_invalidation_completes_only_after_accesses_that_could_use_what_it_removes(
     rig.map(root, 3, 0x1000, page(rig.wait));
     let released = AtomicBool::new(false);
     let (entered, in_access) = mpsc::channel();
-    let (release, go_on) = mpsc::channel();
     thread::scope(|scope| {
+        // Inside, so that a failed assertion lets the access go and the test end.
+        let (release, go_on) = mpsc::channel();
         let (rig, released) = (&rig, &released);
         scope.spawn(move || {
             let request = Translation {
