@@ -11,7 +11,7 @@ use lychgate_types::Errno;
 use lychgate_vfio::{Handler, Interrupts};
 
 /// First address of the window to which messages are written.
-pub const MSI_WINDOW: u64 = 0xfee0_0000;
+const MSI_WINDOW: u64 = 0xfee0_0000;
 
 const TARGETS: u64 = 256;
 const FIRST_VECTOR: u32 = 0x20;
@@ -19,7 +19,7 @@ const VECTORS: u32 = 0x100 - FIRST_VECTOR;
 
 /// The interrupt controller of the machine.
 #[derive(Default)]
-pub struct InterruptController {
+pub(crate) struct InterruptController {
     lines: RwLock<HashMap<Msi, Arc<Line>>>,
     /// Where the search for a free vector goes on.
     next: Mutex<u32>,
@@ -64,7 +64,8 @@ impl InterruptController {
         let start = next.next_multiple_of(count);
         let free = (0..slots / count).map(|step| (start + step * count) % slots).find(|slot| {
             let first = message(*slot);
-            let fits = first.data + count <= FIRST_VECTOR + VECTORS && first.data.is_multiple_of(count);
+            let fits =
+                first.data + count <= FIRST_VECTOR + VECTORS && first.data.is_multiple_of(count);
             fits && (0..count).all(|i| !lines.contains_key(&behind(first, i)))
         })?;
         *next = (free + count) % slots;
@@ -115,7 +116,12 @@ mod tests {
     fn counter() -> (Arc<AtomicU32>, Handler) {
         let count = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&count);
-        (count, Arc::new(move || drop(counted.fetch_add(1, Ordering::Relaxed))))
+        (
+            count,
+            Arc::new(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }),
+        )
     }
 
     #[test]

@@ -119,7 +119,8 @@ impl Journal {
         };
         let mut history = History { attached: attachment.attached, ..History::default() };
         let ioas = attachment.ioas;
-        let below = state.live.range((ioas, 0)..=(ioas, at.get())).next_back().map(|(_, live)| live);
+        let below =
+            state.live.range((ioas, 0)..=(ioas, at.get())).next_back().map(|(_, live)| live);
         let ended = || {
             let there = |(known, mapping): &&(u64, Mapping)| *known == ioas && mapping.covers(at);
             state.ended.iter().rev().find(there).map(|(_, mapping)| mapping)
@@ -142,7 +143,8 @@ impl State {
     fn end(&mut self, ioas: u64, first: u64, len: u64) {
         let last = first.saturating_add(len.saturating_sub(1));
         let cause = Cause::now();
-        let keys: Vec<_> = self.live.range((ioas, first)..=(ioas, last)).map(|(key, _)| *key).collect();
+        let keys: Vec<_> =
+            self.live.range((ioas, first)..=(ioas, last)).map(|(key, _)| *key).collect();
         for key in keys {
             if let Some(mut mapping) = self.live.remove(&key) {
                 mapping.unmapped = Some(cause.clone());
@@ -205,13 +207,26 @@ mod tests {
         let prot = Prot::READ | Prot::WRITE;
         for number in 1..=2 {
             let (iova, len) = (0x1000, 0x2000);
-            during(&journal, number * 10, "IOMMU_IOAS_MAP", Event::Mapped { ioas: 5, iova, len, prot });
+            during(
+                &journal,
+                number * 10,
+                "IOMMU_IOAS_MAP",
+                Event::Mapped { ioas: 5, iova, len, prot },
+            );
             let history = journal.history(DEVICE, Iova::new(0x2fff));
             assert!(history.attached && history.mapping.unwrap().unmapped.is_none());
-            during(&journal, number * 10 + 1, "IOMMU_IOAS_UNMAP", Event::Unmapped { ioas: 5, iova, len });
+            during(
+                &journal,
+                number * 10 + 1,
+                "IOMMU_IOAS_UNMAP",
+                Event::Unmapped { ioas: 5, iova, len },
+            );
         }
         let mapping = journal.history(DEVICE, Iova::new(0x2fff)).mapping.unwrap();
-        assert_eq!((mapping.iova, mapping.last(), mapping.prot), (Iova::new(0x1000), Iova::new(0x2fff), prot));
+        assert_eq!(
+            (mapping.iova, mapping.last(), mapping.prot),
+            (Iova::new(0x1000), Iova::new(0x2fff), prot)
+        );
         assert_eq!(number(&mapping.mapped), 20);
         let unmapped = mapping.unmapped.unwrap();
         assert_eq!(number(&unmapped), 21);

@@ -1,0 +1,218 @@
+//! What a machine is to be made of, and why it cannot be.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lychgate_amd_vi::driver::InitError;
+use lychgate_endpoints::NvmeError;
+use lychgate_iommu::ProbeError;
+use lychgate_iommufd::Refusal;
+use lychgate_model::Policy;
+use lychgate_types::{Bdf, Errno};
+
+use crate::faults::FaultListener;
+use crate::image::ImageError;
+use crate::machine::Machine;
+use crate::memory::FrameOrder;
+
+/// Which IOMMU is in front of the devices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum IommuKind {
+    /// AMD-Vi with host ("v1") page tables.
+    #[default]
+    Amd,
+}
+
+/// Where a namespace keeps its blocks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NamespaceSource {
+    /// A disk image: a file or a block device of whole 512-byte blocks.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Writes are refused, and others may read the image too.
+        read_only: bool,
+    },
+    /// Memory that ends with the machine.
+    Memory {
+        /// Size in bytes, a multiple of 512, not 0.
+        bytes: u64,
+    },
+}
+
+/// What a device is.
+#[derive(Clone, Debug)]
+pub(crate) enum Endpoint {
+    Nvme(Vec<NamespaceSource>),
+    Edu,
+}
+
+/// A machine to be.
+#[derive(Clone)]
+pub struct MachineBuilder {
+    pub(crate) iommu: IommuKind,
+    pub(crate) policy: Policy,
+    pub(crate) order: FrameOrder,
+    pub(crate) endpoints: Vec<(Bdf, Endpoint)>,
+    pub(crate) allow_unsafe_interrupts: bool,
+    pub(crate) listener: Option<Arc<dyn FaultListener>>,
+}
+
+impl Default for MachineBuilder {
+    fn default() -> Self {
+        Self {
+            iommu: IommuKind::default(),
+            policy: Policy::Plain,
+            order: FrameOrder::default(),
+            endpoints: Vec::new(),
+            allow_unsafe_interrupts: true,
+            listener: None,
+        }
+    }
+}
+
+impl MachineBuilder {
+    /// A machine with an AMD IOMMU whose caches behave as in hardware, contiguous frames, and no
+    /// device.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Which IOMMU it has.
+    #[must_use]
+    pub fn iommu(mut self, kind: IommuKind) -> Self {
+        self.iommu = kind;
+        self
+    }
+
+    /// How the IOMMU's caches forget.
+    #[must_use]
+    pub fn iotlb(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How the frames of consecutive pages lie.
+    #[must_use]
+    pub fn frames(mut self, order: FrameOrder) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Adds an NVMe controller; namespace n of the list has NSID n + 1.
+    #[must_use]
+    pub fn nvme(mut self, bdf: Bdf, namespaces: Vec<NamespaceSource>) -> Self {
+        self.endpoints.push((bdf, Endpoint::Nvme(namespaces)));
+        self
+    }
+
+    /// Adds an edu device.
+    #[must_use]
+    pub fn edu(mut self, bdf: Bdf) -> Self {
+        self.endpoints.push((bdf, Endpoint::Edu));
+        self
+    }
+
+    /// Whether devices may be given to user space though their interrupts are not isolated: the
+    /// module parameter of that name. On unless said otherwise, as the AMD driver does not remap
+    /// interrupts, and there is no processor here that a wrong one could reach.
+    #[must_use]
+    pub fn allow_unsafe_interrupts(mut self, allow: bool) -> Self {
+        self.allow_unsafe_interrupts = allow;
+        self
+    }
+
+    /// Who hears of DMA that does not pass.
+    #[must_use]
+    pub fn on_fault(mut self, listener: Arc<dyn FaultListener>) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// Builds the machine and starts it.
+    pub fn build(self) -> Result<Machine, BuildError> {
+        Machine::new(self)
+    }
+}
+
+/// A machine cannot be built. Each message is a sentence that says what to do, where there is
+/// something to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Two devices at one address.
+    #[error("the PCI address {bdf} is used twice; give each device its own")]
+    Twice {
+        /// Which address.
+        bdf: Bdf,
+    },
+    /// Only segment 0 exists.
+    #[error("{bdf} is in another PCI segment; only segment 0000 exists")]
+    Segment {
+        /// Which address.
+        bdf: Bdf,
+    },
+    /// The machine itself is there.
+    #[error("{bdf} belongs to the host bridge and the IOMMU; use another device number")]
+    Reserved {
+        /// Which address.
+        bdf: Bdf,
+    },
+    /// No device number on bus 0 is left for a root port.
+    #[error("too many buses: there are root ports for 31 buses, less one for each device on bus 0")]
+    TooManyBuses,
+    /// A disk image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A controller.
+    #[error("cannot make the NVMe controller {bdf}: {error}")]
+    Nvme {
+        /// Which.
+        bdf: Bdf,
+        /// Why.
+        error: NvmeError,
+    },
+    /// Memory for a disk.
+    #[error("a disk of {bytes} bytes in memory: the size must be a multiple of 512, and fit")]
+    DiskSize {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// The IOMMU's driver does not start.
+    #[error("the IOMMU cannot be started: {0}")]
+    Iommu(InitError),
+    /// The core does not take a device.
+    #[error("the device {bdf} cannot be put behind the IOMMU: {error}")]
+    Probe {
+        /// Which.
+        bdf: Bdf,
+        /// Why.
+        error: ProbeError,
+    },
+    /// VFIO does not take a device.
+    #[error("the device {bdf} cannot be bound to vfio-pci: {error}")]
+    Bind {
+        /// Which.
+        bdf: Bdf,
+        /// Why.
+        error: Refusal,
+    },
+    /// No interrupt vector.
+    #[error("no interrupt vector for the IOMMU: {0}")]
+    Vector(Errno),
+    /// The host refuses something.
+    #[error("cannot {what}: {error}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+impl BuildError {
+    pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Host { what, error }
+    }
+}

@@ -1,0 +1,131 @@
+//! The bus between the functions and memory: every transfer passes the IOMMU, every interrupt the
+//! IOMMU's interrupt side and the interrupt controller.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+
+use lychgate_model::{Access, DmaError, DmaRequest, IommuPort, Msi, Translation, Upstream};
+use lychgate_types::{BusError, Iova, Memory, PhysRun, RequesterId};
+use lychgate_vfio::VfioPciDevice;
+
+use crate::faults::{Abort, Faults};
+use crate::interrupts::InterruptController;
+use crate::memory::PhysicalMemory;
+
+/// The way of all functions to the rest of the machine.
+pub(crate) struct Bus {
+    iommu: Arc<dyn IommuPort>,
+    memory: Arc<PhysicalMemory>,
+    interrupts: Arc<InterruptController>,
+    faults: Arc<Faults>,
+    pins: RwLock<HashMap<RequesterId, Weak<VfioPciDevice>>>,
+}
+
+impl Bus {
+    pub(crate) fn new(
+        iommu: Arc<dyn IommuPort>,
+        memory: Arc<PhysicalMemory>,
+        interrupts: Arc<InterruptController>,
+        faults: Arc<Faults>,
+    ) -> Self {
+        Self { iommu, memory, interrupts, faults, pins: RwLock::default() }
+    }
+
+    /// Connects a function's INTx pin to the driver that is bound to it.
+    pub(crate) fn connect_pin(&self, requester: RequesterId, driver: &Arc<VfioPciDevice>) {
+        let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
+        pins.insert(requester, Arc::downgrade(driver));
+    }
+
+    fn transfer(
+        &self,
+        request: &DmaRequest<'_>,
+        access: Access,
+        copy: &mut dyn FnMut(&[PhysRun]) -> Result<(), BusError>,
+    ) -> Result<(), DmaError> {
+        let one;
+        let many;
+        let translations = match request.segments {
+            [segment] => {
+                one = [translation(request, segment.start, segment.len, access)];
+                &one[..]
+            }
+            _ => {
+                many = merged(request, access);
+                &many[..]
+            }
+        };
+        let mut unreachable = false;
+        let result = self.iommu.with_translation(translations, &mut |runs| {
+            let copied = copy(runs);
+            unreachable = copied.is_err();
+            copied
+        });
+        let Err(aborted) = result else { return Ok(()) };
+        let abort = Abort {
+            requester: request.requester,
+            pasid: request.pasid,
+            access,
+            iova: aborted.at,
+            initiator: request.initiator.to_string(),
+        };
+        self.faults.aborted(abort, unreachable);
+        Err(DmaError { at: aborted.at })
+    }
+}
+
+fn translation(request: &DmaRequest<'_>, start: Iova, len: u64, access: Access) -> Translation {
+    Translation { requester: request.requester, pasid: request.pasid, start, len, access }
+}
+
+/// The segments, those merged that follow each other.
+fn merged(request: &DmaRequest<'_>, access: Access) -> Vec<Translation> {
+    let mut merged: Vec<Translation> = Vec::with_capacity(request.segments.len());
+    for segment in request.segments {
+        match merged.last_mut() {
+            Some(last) if last.start.checked_add(last.len) == Some(segment.start) => {
+                last.len += segment.len;
+            }
+            _ => merged.push(translation(request, segment.start, segment.len, access)),
+        }
+    }
+    merged
+}
+
+impl Upstream for Bus {
+    fn read(&self, request: &DmaRequest<'_>, to: &mut [u8]) -> Result<(), DmaError> {
+        self.transfer(request, Access::Read, &mut |runs| self.memory.read_runs(runs, to))
+    }
+
+    fn write(&self, request: &DmaRequest<'_>, from: &[u8]) -> Result<(), DmaError> {
+        self.transfer(request, Access::Write, &mut |runs| self.memory.write_runs(runs, from))
+    }
+
+    fn msi(&self, requester: RequesterId, address: u64, data: u32) {
+        match self.iommu.remap_msi(requester, address, data) {
+            Some((address, data)) => {
+                self.interrupts.deliver(Msi { address, data });
+            }
+            None => {
+                let abort = Abort {
+                    requester,
+                    pasid: None,
+                    access: Access::Write,
+                    iova: Iova::new(address),
+                    initiator: format!("interrupt, data {data:#x}"),
+                };
+                self.faults.aborted(abort, false);
+            }
+        }
+    }
+
+    fn intx(&self, requester: RequesterId, asserted: bool) {
+        let driver = {
+            let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
+            pins.get(&requester).and_then(Weak::upgrade)
+        };
+        if let Some(driver) = driver {
+            driver.intx(asserted);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The machine: everything put together, and what programs ask of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lychgate_iommu::{Iommu, ReservedKind};
+use lychgate_iommufd::error::{Result, refuse};
+use lychgate_iommufd::{
+    Client, Config, Context, MemFile, Mm, NodeKind, Observer, OpenFile, SharedIommu,
+};
+use lychgate_model::PciFunction;
+use lychgate_types::{Bdf, Errno};
+use lychgate_vfio::{Interrupts, Parts, Vfio, VfioPciDevice};
+
+use crate::builder::{BuildError, MachineBuilder};
+use crate::bus::Bus;
+use crate::client::AddressSpace;
+use crate::endpoints::{self, BarWindows};
+use crate::faults::Faults;
+use crate::interrupts::InterruptController;
+use crate::journal::{self, Journal};
+use crate::memory::PhysicalMemory;
+use crate::platform::Platform;
+use crate::service::{Served, ServiceThread};
+use crate::system::{Call, Node, System};
+use crate::topology::{self, Topology};
+use crate::tree::{Content, FunctionNode, IommuNode, Tree};
+
+/// Major and minor number of `/dev/iommu`: a misc device with a dynamic minor.
+const IOMMU_DEVICE_NUMBER: (u32, u32) = (10, 125);
+
+const IOMMU_NODE: &str = "/dev/iommu";
+const CONTAINER_NODE: &str = "/dev/vfio/vfio";
+const CDEV_PREFIX: &str = "/dev/vfio/devices/vfio";
+const GROUP_PREFIX: &str = "/dev/vfio/";
+
+/// A running machine. Dropping it stops its threads and removes its files.
+///
+/// The fields end in the order in which they stand: first whatever issues DMA.
+pub struct Machine {
+    services: Vec<ServiceThread>,
+    vfio: Vfio,
+    iommu: SharedIommu,
+    platform: Platform,
+    memory: Arc<PhysicalMemory>,
+    journal: Arc<Journal>,
+    faults: Arc<Faults>,
+    tree: Tree,
+    allow_unsafe_interrupts: bool,
+}
+
+impl Machine {
+    /// What to build one from.
+    pub fn builder() -> MachineBuilder {
+        MachineBuilder::new()
+    }
+
+    pub(crate) fn new(builder: MachineBuilder) -> std::result::Result<Self, BuildError> {
+        let addresses: Vec<Bdf> = builder.endpoints.iter().map(|(bdf, _)| *bdf).collect();
+        let topology = Topology::new(&addresses)?;
+        let memory =
+            PhysicalMemory::new(builder.order).map_err(BuildError::host("reserve memory"))?;
+        let memory = Arc::new(memory);
+        let journal = Arc::new(Journal::new());
+        let faults = Arc::new(Faults::new(Arc::clone(&journal), builder.listener));
+        let controller = Arc::new(InterruptController::new());
+        let platform = Platform::start(builder.policy, &memory, &controller, &faults)?;
+        let port = Arc::clone(&platform.model);
+        let bus = Bus::new(port, Arc::clone(&memory), Arc::clone(&controller), Arc::clone(&faults));
+
+        let mut iommu = Iommu::new();
+        topology.ports().for_each(|port| iommu.add_bridge(port));
+        let iommu: SharedIommu = Arc::new(Mutex::new(iommu));
+        let mut assembly = Assembly {
+            bus: Arc::new(bus),
+            vfio: Vfio::new(Arc::clone(&iommu)),
+            iommu: Arc::clone(&iommu),
+            interrupts: controller,
+            windows: BarWindows::default(),
+            services: Vec::new(),
+            functions: fixed_functions(&topology, &platform),
+            names: HashMap::new(),
+        };
+        for (bdf, endpoint) in builder.endpoints {
+            let made = endpoints::make(bdf, endpoint, &assembly.bus)?;
+            assembly.add(bdf, made, &topology, &platform)?;
+        }
+        faults.name_devices(assembly.names);
+        let content = content(assembly.functions, &assembly.vfio, &platform);
+        let tree =
+            Tree::new(&content).map_err(BuildError::host("write the tree of /dev and /sys"))?;
+        Ok(Self {
+            services: assembly.services,
+            vfio: assembly.vfio,
+            iommu,
+            platform,
+            memory,
+            journal,
+            faults,
+            tree,
+            allow_unsafe_interrupts: builder.allow_unsafe_interrupts,
+        })
+    }
+
+    /// What must be removed when this process ends without dropping the machine.
+    pub fn cleanup_paths(&self) -> Vec<PathBuf> {
+        vec![self.tree.path().to_owned()]
+    }
+
+    /// The physical memory.
+    pub fn memory(&self) -> &Arc<PhysicalMemory> {
+        &self.memory
+    }
+
+    /// What is and was mapped.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// How many requests did not pass so far.
+    pub fn fault_count(&self) -> u64 {
+        self.faults.count()
+    }
+
+    /// Waits until the listener has heard of every fault up to now.
+    pub fn settle(&self) {
+        self.platform.settle();
+    }
+
+    /// The devices that do DMA.
+    pub fn devices(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Opens a node that iommufd serves.
+    fn context(&self, node: NodeKind, device_number: (u32, u32)) -> Arc<dyn OpenFile> {
+        let observer: Arc<dyn Observer> = Arc::clone(&self.journal) as _;
+        let allow_unsafe_interrupts = self.allow_unsafe_interrupts;
+        let config = Config { node, device_number, allow_unsafe_interrupts };
+        Context::open(Arc::clone(&self.iommu), observer, config)
+    }
+}
+
+impl System for Machine {
+    fn tree(&self) -> &Path {
+        self.tree.path()
+    }
+
+    fn node(&self, path: &Path) -> Option<Node> {
+        self.tree.node(path)
+    }
+
+    fn open(&self, path: &Path, _client: &dyn Client) -> Result<Arc<dyn OpenFile>> {
+        let number = |text: &str| text.parse::<u32>().ok();
+        let known = path.to_str().filter(|_| self.node(path).is_some());
+        match known {
+            Some(IOMMU_NODE) => Ok(self.context(NodeKind::Iommu, IOMMU_DEVICE_NUMBER)),
+            Some(CONTAINER_NODE) => {
+                Ok(self.context(NodeKind::VfioContainer, Vfio::CONTAINER_DEVICE_NUMBER))
+            }
+            Some(path) => {
+                if let Some(index) = path.strip_prefix(CDEV_PREFIX).and_then(number) {
+                    return self.vfio.open_cdev(index);
+                }
+                match path.strip_prefix(GROUP_PREFIX).and_then(number) {
+                    Some(group) => self.vfio.open_group(group),
+                    None => refuse(Errno::ENOENT, "the node has no driver"),
+                }
+            }
+            None => refuse(Errno::ENOENT, "the machine has no such node"),
+        }
+    }
+
+    fn mm(&self, space: Arc<dyn AddressSpace>) -> Arc<dyn Mm> {
+        self.memory.mm(space)
+    }
+
+    fn mem_file(&self, fd: OwnedFd) -> std::result::Result<Arc<dyn MemFile>, Errno> {
+        self.memory.mem_file(fd)
+    }
+
+    fn call_begins(&self, call: Call) {
+        journal::call_begins(call);
+    }
+
+    fn call_ends(&self) {
+        journal::call_ends();
+    }
+}
+
+/// What grows while devices are added.
+struct Assembly {
+    bus: Arc<Bus>,
+    vfio: Vfio,
+    iommu: SharedIommu,
+    interrupts: Arc<InterruptController>,
+    windows: BarWindows,
+    services: Vec<ServiceThread>,
+    functions: Vec<FunctionNode>,
+    names: HashMap<lychgate_types::RequesterId, (Bdf, String)>,
+}
+
+impl Assembly {
+    /// Puts a device behind the IOMMU, starts its thread and binds it to vfio-pci.
+    fn add(
+        &mut self,
+        bdf: Bdf,
+        made: endpoints::Made,
+        topology: &Topology,
+        platform: &Platform,
+    ) -> std::result::Result<(), BuildError> {
+        let resources = self.windows.assign(&*made.function);
+        let (device, group, reserved) = {
+            let mut iommu = self.iommu.lock().unwrap_or_else(PoisonError::into_inner);
+            let driver = Arc::clone(&platform.driver);
+            let device = iommu
+                .add_pci(topology.endpoint(bdf), driver)
+                .map_err(|error| BuildError::Probe { bdf, error })?;
+            let group = iommu.group(device);
+            (device, group, group.map_or_else(Vec::new, |group| iommu.reserved_regions(group)))
+        };
+        let thread = ServiceThread::start(Arc::clone(&made.function))
+            .map_err(|error: io::Error| BuildError::host("start a thread")(error))?;
+        let function: Arc<dyn PciFunction> = Arc::new(Served::new(made.function, &thread));
+        self.services.push(thread);
+        let driver = Arc::new(VfioPciDevice::new(Parts {
+            function: Arc::clone(&function),
+            device,
+            bdf,
+            interrupts: Arc::clone(&self.interrupts) as Arc<dyn Interrupts>,
+            regions: made.regions,
+        }));
+        self.bus.connect_pin(bdf.requester, &driver);
+        let index = self.vfio.add(driver).map_err(|error| BuildError::Bind { bdf, error })?;
+        self.names.insert(bdf.requester, (bdf, function.name().to_owned()));
+
+        let node = self.vfio.devices().into_iter().find(|node| node.index == index);
+        let region = |region: &lychgate_iommu::ReservedRegion| {
+            (region.first.get(), region.last.get(), kind_name(region.kind))
+        };
+        self.functions.push(FunctionNode {
+            bdf,
+            port: topology.port_of(bdf),
+            config: config_of(&*function),
+            resources,
+            group: group.map(|group| group.get()),
+            reserved: reserved.iter().map(region).collect(),
+            driver: Some("vfio-pci"),
+            vfio: node.map(|node| (index, device_node(node.device_number))),
+        });
+        Ok(())
+    }
+}
+
+/// The functions that every machine has: host bridge, IOMMU, root ports.
+fn fixed_functions(topology: &Topology, platform: &Platform) -> Vec<FunctionNode> {
+    let function = |bdf, config, driver| FunctionNode {
+        bdf,
+        port: None,
+        config,
+        resources: [[0; 3]; 7],
+        group: None,
+        reserved: Vec::new(),
+        driver,
+        vfio: None,
+    };
+    let mut functions = vec![
+        function(topology::HOST_BRIDGE, topology::host_bridge_config(), None),
+        function(topology::IOMMU, config_of(&*platform.model), None),
+    ];
+    functions.extend(topology.ports().map(|port| {
+        let config = topology::port_config(port.secondary_bus.unwrap_or(0));
+        function(port.bdf, config, Some("pcieport"))
+    }));
+    functions
+}
+
+/// Everything that the tree shows.
+fn content(functions: Vec<FunctionNode>, vfio: &Vfio, platform: &Platform) -> Content {
+    use lychgate_amd_vi::spec::registers::{EFR, EFR2};
+    use lychgate_types::Mmio;
+    let [efr, efr2] = [EFR, EFR2].map(|register| platform.model.read64(register));
+    // As Linux's `amd_iommu_show_cap` and `amd_iommu_show_features` print them.
+    let attributes = vec![
+        ("amd-iommu", "cap", format!("{:x}", platform.capability_header())),
+        ("amd-iommu", "features", format!("{efr2:x}:{efr:x}")),
+    ];
+    let group = |node: lychgate_vfio::GroupNode| (node.number, device_node(node.device_number));
+    Content {
+        functions,
+        iommu: Some(IommuNode { bdf: topology::IOMMU, name: "ivhd0", attributes }),
+        nodes: vec![
+            (IOMMU_NODE.into(), device_node(IOMMU_DEVICE_NUMBER)),
+            (CONTAINER_NODE.into(), device_node(Vfio::CONTAINER_DEVICE_NUMBER)),
+        ],
+        groups: vfio.groups().into_iter().map(group).collect(),
+    }
+}
+
+/// A node that every user may open: who runs a machine owns it.
+fn device_node((major, minor): (u32, u32)) -> Node {
+    Node { major, minor, mode: 0o666 }
+}
+
+fn config_of(function: &dyn PciFunction) -> Vec<u8> {
+    let mut config = vec![0; 4096];
+    function.config_read(0, &mut config);
+    config
+}
+
+/// As `iommu_group_resv_type_string` spells it.
+fn kind_name(kind: ReservedKind) -> &'static str {
+    match kind {
+        ReservedKind::Direct => "direct",
+        ReservedKind::DirectRelaxable => "direct-relaxable",
+        ReservedKind::Reserved => "reserved",
+        ReservedKind::Msi | ReservedKind::SwMsi => "msi",
+    }
+}
