@@ -1,12 +1,15 @@
 //! A context as a VFIO container.
 
+use std::collections::BTreeSet;
+
 use lychgate_iommu::Capability;
 use lychgate_iommufd::abi::{iommufd as abi, type1};
 use lychgate_iommufd::{Accounting, NodeKind, OpenFile};
 use lychgate_types::Errno;
+use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::common::{PAGE, SCRATCH, VA, World};
+use crate::common::{PAGE, PHYS, SCRATCH, VA, World};
 
 fn map(world: &World, vaddr: u64, iova: u64, size: u64) -> Result<i32, Errno> {
     let map = type1::DmaMap { argsz: 32, flags: 3, vaddr, iova, size };
@@ -176,4 +179,39 @@ fn dma_is_coherent_when_every_page_table_is() {
     let bound = world.reference().bind(device).unwrap();
     bound.attach(ioas).unwrap();
     assert_eq!(check(), Ok(0));
+}
+
+proptest! {
+    /// Type1 has no borders between mappings: unmapping takes exactly the pages of the range.
+    #[test]
+    fn type1_unmaps_exactly_the_range(
+        calls in prop::collection::vec((any::<bool>(), 0..64_u64, 1..32_u64), 1..40)
+    ) {
+        let world = World::new();
+        let device = world.device(0x100);
+        let bound = world.reference().bind(device).unwrap();
+        bound.attach(world.reference().create_compat_ioas().unwrap()).unwrap();
+        world.raw(type1::SET_IOMMU, type1::TYPE1_IOMMU).unwrap();
+        let mut mapped = BTreeSet::new();
+        for (maps, first, pages) in calls {
+            let range = first..first + pages;
+            let (iova, size) = (first * PAGE, pages * PAGE);
+            if maps {
+                let free = mapped.range(range.clone()).next().is_none();
+                let expected = if free { Ok(0) } else { Err(Errno::EEXIST) };
+                prop_assert_eq!(map(&world, VA + iova, iova, size), expected);
+                if free {
+                    mapped.extend(range);
+                }
+            } else {
+                let there = mapped.range(range.clone()).count() as u64;
+                prop_assert_eq!(unmap(&world, 0, iova, size), Ok(there * PAGE));
+                mapped.retain(|page| !range.contains(page));
+            }
+            let pages = world.driver.domains()[0].pages();
+            let expected = mapped.iter().map(|page| (page * PAGE, PHYS + page * PAGE));
+            prop_assert!(pages.into_iter().eq(expected));
+            prop_assert_eq!(world.client.mm.pinned(), mapped.len());
+        }
+    }
 }

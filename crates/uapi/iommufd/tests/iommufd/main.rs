@@ -16,5 +16,6 @@ mod containers;
 mod dispatch;
 mod hwpt;
 mod ioas;
+mod threads;
 mod trace;
 mod unwinding;

@@ -1,0 +1,67 @@
+//! Calls from several threads at once.
+
+use std::sync::Arc;
+
+use lychgate_iommufd::abi::{Argument, iommufd as abi};
+use lychgate_iommufd::{Context, OpenFile};
+
+use crate::common::{FakeClient, FakeMm, PAGE, SCRATCH, VA, World};
+
+const ROUNDS: u64 = 300;
+
+/// Calls with a structure of the thread's own.
+fn call<A: Argument>(context: &Context, client: &FakeClient, argument: A) -> A {
+    client.put(SCRATCH, argument.as_bytes());
+    client.put(SCRATCH, &u32::try_from(size_of::<A>()).unwrap().to_le_bytes());
+    context.ioctl(client, A::COMMAND, SCRATCH).map(|_| ()).unwrap();
+    A::read_from_bytes(&client.get(SCRATCH, size_of::<A>())).unwrap()
+}
+
+/// Maps, copies and unmaps pages that no other thread names.
+fn map_and_unmap(context: &Context, mm: Arc<FakeMm>, ioas_id: u32, thread: u64) {
+    let client = FakeClient::with_mm(mm);
+    let flags = abi::MAP_READABLE | abi::MAP_WRITEABLE;
+    for round in 0..ROUNDS {
+        let pages = 1 + round % 5;
+        let user_va = VA + (thread * 3 + round % 7) * PAGE;
+        let length = pages * PAGE;
+        let map = abi::IoasMap { flags, ioas_id, user_va, length, ..Default::default() };
+        let src_iova = call(context, &client, map).iova;
+        let copy = abi::IoasCopy {
+            flags,
+            dst_ioas_id: ioas_id,
+            src_ioas_id: ioas_id,
+            length: PAGE,
+            src_iova,
+            ..Default::default()
+        };
+        let dst_iova = call(context, &client, copy).dst_iova;
+        for (iova, length) in [(src_iova, length), (dst_iova, PAGE)] {
+            let unmap = abi::IoasUnmap { ioas_id, iova, length, ..Default::default() };
+            assert_eq!(call(context, &client, unmap).length, length);
+        }
+    }
+}
+
+#[test]
+fn maps_go_on_while_devices_come_and_go() {
+    let world = World::new();
+    let device = world.device(0x100);
+    let bound = world.reference().bind(device).unwrap();
+    let ioas = world.ioas();
+    world.map_fixed(ioas, VA, 16 * PAGE, 1 << 32).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (context, mm) = (&world.context, Arc::clone(&world.client.mm));
+            scope.spawn(move || map_and_unmap(context, mm, ioas, thread));
+        }
+        for _ in 0..ROUNDS {
+            bound.attach(ioas).unwrap();
+            bound.detach();
+        }
+    });
+    assert_eq!(world.client.mm.pinned(), 0);
+    bound.attach(ioas).unwrap();
+    assert_eq!(world.client.mm.pinned(), 16);
+    assert_eq!(world.unmap(ioas, 0, u64::MAX), Ok(16 * PAGE));
+}
