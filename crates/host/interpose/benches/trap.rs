@@ -5,6 +5,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::expect_used,
     clippy::cast_possible_truncation,
     reason = "a benchmark that cannot start has nothing else to do, and its numbers are its own"

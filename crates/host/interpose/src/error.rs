@@ -57,6 +57,9 @@ pub enum Error {
     /// A call of the supervisor itself failed.
     #[error("{0}: {1}")]
     Os(&'static str, #[source] io::Error),
+    /// The machine, or the supervisor, has a defect; the program and all it started were killed.
+    #[error("internal error: the thread that serves the program has panicked")]
+    Panicked,
     /// The machine's tree cannot be used.
     #[error("the machine's tree {}: {source}", .path.display())]
     Tree {

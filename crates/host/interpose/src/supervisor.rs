@@ -22,7 +22,7 @@ use crate::sys::guardian::Message;
 use crate::sys::notify::Listener;
 use crate::sys::seccomp::{self, Lack};
 use crate::sys::signals::{Caught, Signals};
-use crate::sys::spawn::{Failure, Plan, Spawned, Stage, spawn};
+use crate::sys::spawn::{Failure, Leash, Plan, Spawned, Stage, spawn};
 use crate::trace::Tracer;
 
 /// Descriptors end here: programs with `select` need theirs below `FD_SETSIZE`.
@@ -84,17 +84,30 @@ pub fn run(
     let server = Arc::new(Server::new(listener, system, tracer, paths, files, descriptors));
     let serving = {
         let server = server.clone();
+        let end = End(run.spawned.leash.clone());
         let thread = std::thread::Builder::new().name("interpose".to_owned());
-        thread.spawn(move || server.serve()).map_err(|error| Error::Os("cannot serve", error))?
+        let serve = move || {
+            let _end = end;
+            server.serve();
+        };
+        thread.spawn(serve).map_err(|error| Error::Os("cannot serve", error))?
     };
     let status = run.watch(client, &server);
-    if serving.join().is_err() {
-        tracing::error!("the serving thread has panicked");
-    }
+    run.spawned.leash.let_go();
+    let served = serving.join();
     server.files.settle();
     server.files.release_all();
-    run.wait_for_guardian();
+    served.map_err(|_| Error::Panicked)?;
     status
+}
+
+/// Without the thread that serves, nothing of the client is to wait for an answer.
+struct End(Arc<Leash>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
 }
 
 /// What is held of a run under way. When it is dropped, nothing of the client is left.
@@ -220,8 +233,11 @@ impl Run<'_> {
             let _ = rustix::process::kill_process(process, signal);
         }
     }
+}
 
-    fn wait_for_guardian(&self) {
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        self.spawned.leash.let_go();
         if let Some(guardian) = pid(self.spawned.guardian.cast_unsigned()) {
             let _ = rustix::io::retry_on_intr(|| {
                 rustix::process::waitpid(Some(guardian), rustix::process::WaitOptions::empty())

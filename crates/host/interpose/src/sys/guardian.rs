@@ -88,7 +88,7 @@ pub(super) unsafe fn run(ends: &Ends, child: &mut Child<'_>) -> ! {
                 }
             }
             if alone {
-                end_all(own);
+                end_all(ends, own, client);
             }
             let mut polled = [
                 libc::pollfd { fd: children, events: libc::POLLIN, revents: 0 },
@@ -115,7 +115,7 @@ unsafe fn reap(flags: c_int) -> Option<(pid_t, c_int)> {
 }
 
 /// Kills children until there is none; theirs become ours when they die.
-unsafe fn end_all(own: pid_t) -> ! {
+unsafe fn end_all(ends: &Ends, own: pid_t, client: pid_t) -> ! {
     loop {
         // SAFETY: as `run`.
         unsafe {
@@ -123,7 +123,11 @@ unsafe fn end_all(own: pid_t) -> ! {
                 libc::kill(pid, libc::SIGKILL);
             });
             // At least one child was killed, or there is none left and `reap` ends this process.
-            reap(0);
+            if let Some((pid, status)) = reap(0)
+                && pid == client
+            {
+                tell(ends, Message::Ended(status));
+            }
         }
     }
 }

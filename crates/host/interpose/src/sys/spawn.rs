@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libc::{c_char, c_int, pid_t, sock_filter};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -36,13 +37,23 @@ pub(crate) struct Spawned {
     /// The guardian's process.
     pub(crate) guardian: pid_t,
     /// The guardian ends all when this closes.
-    pub(crate) _control: OwnedFd,
+    pub(crate) leash: Arc<Leash>,
     /// [`guardian::Message`]s.
     pub(crate) messages: OwnedFd,
     /// The listener comes here; its end means that the child failed.
     pub(crate) socket: OwnedFd,
     /// A [`Failure`], or its end once the program runs.
     pub(crate) report: OwnedFd,
+}
+
+/// What keeps the client's processes alive.
+pub(crate) struct Leash(Mutex<Option<OwnedFd>>);
+
+impl Leash {
+    /// Has the guardian kill all that is left.
+    pub(crate) fn let_go(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 /// How far the child came.
@@ -148,7 +159,8 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> io::Result<Spawned> {
         pid => pid,
     };
     drop(blocked);
-    Ok(Spawned { guardian, _control: control, messages, socket, report })
+    let leash = Arc::new(Leash(Mutex::new(Some(control))));
+    Ok(Spawned { guardian, leash, messages, socket, report })
 }
 
 /// Becomes the client. Signals are blocked.

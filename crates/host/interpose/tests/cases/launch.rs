@@ -107,3 +107,17 @@ pub(crate) const TRACE: Case = Case {
         );
     },
 };
+
+pub(crate) const DEFECT: Case = Case {
+    name: "a_machine_that_panics_ends_the_run",
+    client: |_| {
+        use std::os::fd::AsRawFd;
+        let file = super::nodes::open("/dev/fake");
+        let _ = super::descriptors::ioctl(file.as_raw_fd(), crate::support::machine::PANIC, 0);
+        0
+    },
+    drive: |driver| {
+        let error = driver.run(&driver.client(&[])).unwrap_err();
+        assert!(matches!(error, Error::Panicked), "{error}");
+    },
+};

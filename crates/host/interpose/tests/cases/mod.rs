@@ -14,6 +14,7 @@ pub(crate) const ALL: &[Case] = &[
     launch::SCRIPT,
     launch::NESTED,
     launch::TRACE,
+    launch::DEFECT,
     nodes::OPENS_AND_STATS,
     nodes::PATHS,
     nodes::ERRORS,

@@ -49,6 +49,9 @@ pub(crate) const IDENTITY: u64 = io(0xec);
 /// Sleeps as many microseconds as the argument says, and counts.
 pub(crate) const SLEEP: u64 = io(0xed);
 
+/// Panics, as a machine with a defect does.
+pub(crate) const PANIC: u64 = io(0xee);
+
 pub(crate) struct Machine {
     tree: tempfile::TempDir,
     state: Arc<State>,
@@ -215,6 +218,7 @@ impl OpenFile for Device {
                 std::thread::sleep(std::time::Duration::from_micros(argument));
                 self.state.count.fetch_add(1, Ordering::SeqCst)
             }
+            PANIC => panic!("as the test wants it"),
             _ => return refuse(Errno::ENOTTY, "unknown"),
         };
         Ok(Reply::Value(i32::try_from(value).unwrap()))

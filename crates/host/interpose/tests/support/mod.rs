@@ -91,6 +91,7 @@ pub(crate) fn main(cases: &[Case]) -> ExitCode {
             }
         }
     }
+    let _ = std::fs::remove_dir_all(copies());
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -119,8 +120,7 @@ fn ways(name: &str) -> Vec<(&'static str, Process)> {
 /// A copy of the executable that others than its owner can reach.
 fn reachable(own: &std::path::Path) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
-    let directory =
-        std::path::Path::new("/tmp").join(format!("lychgate-interpose-{}", std::process::id()));
+    let directory = copies();
     let copy = directory.join("interpose");
     if !copy.exists() {
         std::fs::create_dir_all(&directory).unwrap();
@@ -130,4 +130,8 @@ fn reachable(own: &std::path::Path) -> std::path::PathBuf {
         }
     }
     copy
+}
+
+fn copies() -> std::path::PathBuf {
+    std::path::Path::new("/tmp").join(format!("lychgate-interpose-{}", std::process::id()))
 }
