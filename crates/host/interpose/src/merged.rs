@@ -12,15 +12,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode};
 
-/// All listings of a run, in a directory that goes with it.
+/// All listings of a run, in a directory that is made for the first and goes with the run.
+#[derive(Default)]
 pub(crate) struct Listings {
-    root: PathBuf,
-    _directory: tempfile::TempDir,
     made: Mutex<Made>,
 }
 
 #[derive(Default)]
 struct Made {
+    /// Where they are, without links.
+    root: Option<(PathBuf, tempfile::TempDir)>,
     /// The newest for each directory.
     newest: HashMap<PathBuf, (PathBuf, Names)>,
     /// Which directory each number is of.
@@ -30,13 +31,6 @@ struct Made {
 type Names = BTreeMap<OsString, FileType>;
 
 impl Listings {
-    /// None yet.
-    pub(crate) fn new() -> io::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("lychgate-").tempdir()?;
-        let root = directory.path().canonicalize()?;
-        Ok(Self { root, _directory: directory, made: Mutex::default() })
-    }
-
     /// A real directory that lists `host` and `machine`; `None` when the machine adds nothing.
     /// `is_node` tells which regular files of the machine are device nodes, by name.
     pub(crate) fn make(
@@ -60,7 +54,8 @@ impl Listings {
         {
             return Ok(Some(listing.clone()));
         }
-        let listing = self.root.join(made.directories.len().to_string());
+        let number = made.directories.len().to_string();
+        let listing = made.root()?.join(number);
         std::fs::create_dir(&listing)?;
         for (name, kind) in &names {
             place(&listing.join(name), *kind, &host.join(name), &machine.join(name))?;
@@ -72,13 +67,28 @@ impl Listings {
 
     /// The path that a link in `/proc` into a listing stands for.
     pub(crate) fn shown(&self, link: &Path) -> Option<PathBuf> {
-        let mut rest = link.strip_prefix(&self.root).ok()?.components();
+        let made = self.made();
+        let (root, _) = made.root.as_ref()?;
+        let mut rest = link.strip_prefix(root).ok()?.components();
         let number: usize = rest.next()?.as_os_str().to_str()?.parse().ok()?;
-        Some(self.made().directories.get(number)?.join(rest.as_path()))
+        Some(made.directories.get(number)?.join(rest.as_path()))
     }
 
     fn made(&self) -> MutexGuard<'_, Made> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Made {
+    fn root(&mut self) -> io::Result<&Path> {
+        let (root, _) = match self.root.take() {
+            Some(root) => self.root.insert(root),
+            None => {
+                let directory = tempfile::Builder::new().prefix("lychgate-").tempdir()?;
+                self.root.insert((directory.path().canonicalize()?, directory))
+            }
+        };
+        Ok(root)
     }
 }
 

@@ -80,8 +80,7 @@ impl Paths {
         for entry in std::fs::read_dir(&root).map_err(wrong)? {
             tops.push(entry.map_err(wrong)?.file_name());
         }
-        let listings = Listings::new().map_err(|error| Error::Os("temporary directory", error))?;
-        Ok(Self { root, tops, listings })
+        Ok(Self { root, tops, listings: Listings::default() })
     }
 
     /// A real directory for one that the host and the machine have, to be listed: the host's where

@@ -9,7 +9,7 @@ fn a_listing_has_the_names_and_types_of_both_sides() {
     std::fs::create_dir_all(host.join("directory")).unwrap();
     std::fs::create_dir_all(machine.join("directory")).unwrap();
     std::fs::write(host.join("file"), "text").unwrap();
-    let listings = Listings::new().unwrap();
+    let listings = Listings::default();
     let make = || listings.make(&host, &machine, |path| path.ends_with("node")).unwrap();
     assert_eq!(make(), None);
 
