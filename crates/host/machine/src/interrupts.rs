@@ -33,13 +33,13 @@ struct Line {
 
 impl InterruptController {
     /// No vector is in use.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// A message arrives: runs its handler on this thread. One that nobody asked for is spurious and
     /// gives `false`.
-    pub fn deliver(&self, msi: Msi) -> bool {
+    pub(crate) fn deliver(&self, msi: Msi) -> bool {
         let line = {
             let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner);
             lines.get(&msi).cloned()

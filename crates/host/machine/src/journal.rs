@@ -140,21 +140,37 @@ impl Journal {
 }
 
 impl State {
+    /// Ends what is mapped in a range. What lies outside of it lives on, with the same history: a
+    /// type1 v1 container cuts mappings.
     fn end(&mut self, ioas: u64, first: u64, len: u64) {
         let last = first.saturating_add(len.saturating_sub(1));
         let cause = Cause::now();
-        let keys: Vec<_> =
-            self.live.range((ioas, first)..=(ioas, last)).map(|(key, _)| *key).collect();
+        let overlapping = self.live.range((ioas, 0)..=(ioas, last)).rev();
+        let keys: Vec<_> = overlapping
+            .take_while(|(_, mapping)| mapping.last().get() >= first)
+            .map(|(key, _)| *key)
+            .collect();
         for key in keys {
-            if let Some(mut mapping) = self.live.remove(&key) {
-                mapping.unmapped = Some(cause.clone());
-                if self.ended.len() == MAX_ENDED {
-                    self.ended.pop_front();
-                }
-                self.ended.push_back((ioas, mapping));
+            let Some(whole) = self.live.remove(&key) else { continue };
+            let (start, end) = (whole.iova.get(), whole.last().get());
+            if start < first {
+                self.live.insert((ioas, start), part(&whole, start, first - 1));
             }
+            if end > last {
+                self.live.insert((ioas, last + 1), part(&whole, last + 1, end));
+            }
+            if self.ended.len() == MAX_ENDED {
+                self.ended.pop_front();
+            }
+            let ended = part(&whole, start.max(first), end.min(last));
+            self.ended.push_back((ioas, Mapping { unmapped: Some(cause.clone()), ..ended }));
         }
     }
+}
+
+/// The part of a mapping from `first` to `last`, inclusive.
+fn part(whole: &Mapping, first: u64, last: u64) -> Mapping {
+    Mapping { iova: Iova::new(first), len: (last - first).saturating_add(1), ..whole.clone() }
 }
 
 impl Observer for Journal {
@@ -247,6 +263,21 @@ mod tests {
         assert_eq!(history.above.unwrap().iova, Iova::new(0x9000));
         let last = journal.history(DEVICE, Iova::new(u64::MAX)).mapping.unwrap();
         assert_eq!((last.last(), last.mapped.call), (Iova::new(u64::MAX), None));
+    }
+
+    #[test]
+    fn a_mapping_that_is_cut_lives_on_at_both_ends() {
+        let journal = Journal::new();
+        journal.event(&Event::Attached { device: DEVICE, ioas: 1 });
+        journal.event(&Event::Mapped { ioas: 1, iova: 0x1000, len: 0x5000, prot: Prot::READ });
+        journal.event(&Event::Unmapped { ioas: 1, iova: 0x3000, len: 0x1000 });
+        let ended = |at| {
+            let mapping = journal.history(DEVICE, Iova::new(at)).mapping.unwrap();
+            (mapping.unmapped.is_some(), mapping.iova.get(), mapping.last().get())
+        };
+        assert_eq!(ended(0x2fff), (false, 0x1000, 0x2fff));
+        assert_eq!(ended(0x3000), (true, 0x3000, 0x3fff));
+        assert_eq!(ended(0x4000), (false, 0x4000, 0x5fff));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The machine: everything put together, and what programs ask of it.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -223,7 +222,7 @@ impl Assembly {
             (device, group, group.map_or_else(Vec::new, |group| iommu.reserved_regions(group)))
         };
         let thread = ServiceThread::start(Arc::clone(&made.function))
-            .map_err(|error: io::Error| BuildError::host("start a thread")(error))?;
+            .map_err(BuildError::host("start a thread"))?;
         let function: Arc<dyn PciFunction> = Arc::new(Served::new(made.function, &thread));
         self.services.push(thread);
         let driver = Arc::new(VfioPciDevice::new(Parts {

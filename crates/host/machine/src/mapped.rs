@@ -162,7 +162,7 @@ mod tests {
             let mapping = Mapping::anonymous(4096).unwrap();
             let mut plain = [0; 4096];
             for (at, len, seed) in writes {
-                let bytes: Vec<u8> = (0..len).map(|i| seed.wrapping_add(i as u8)).collect();
+                let bytes: Vec<u8> = (0_u8..=255).cycle().map(|i| seed.wrapping_add(i)).take(len).collect();
                 plain[at..at + len].copy_from_slice(&bytes);
                 prop_assert_eq!(mapping.write(at, &bytes), Some(()));
             }

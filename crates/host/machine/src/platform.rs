@@ -26,6 +26,11 @@ pub(crate) struct Platform {
     interrupt: InterruptThread,
 }
 
+/// Width of the IOVAs that the platform says its devices can use: a whole 64-bit space would give
+/// clients a range that ends at the last address, and QEMU's NVMe driver counts one byte past the
+/// end of a range (`util/vfio-helpers.c`), which then is 0.
+const IOVA_BITS: u8 = 48;
+
 impl Platform {
     /// Powers the IOMMU on and lets the driver take it over, every device blocked.
     pub(crate) fn start(
@@ -39,7 +44,7 @@ impl Platform {
         let deliver = Arc::new(move |msi| {
             target.deliver(msi);
         });
-        let config = ModelConfig { policy, ..ModelConfig::default() };
+        let config = ModelConfig { policy, va_bits: IOVA_BITS, ..ModelConfig::default() };
         let model = Arc::new(Model::new(config, table, deliver));
 
         let line = Arc::new(Line::default());

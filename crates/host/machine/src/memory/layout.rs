@@ -155,7 +155,7 @@ mod tests {
         #[test]
         fn an_address_leads_back_to_its_position(
             seed in prop::option::of(any::<u64>()),
-            chunk in 0_u32..MAX_CHUNKS as u32,
+            chunk in 0..u32::try_from(MAX_CHUNKS).unwrap(),
             offset in 0..CHUNK,
         ) {
             let order = seed.map_or(FrameOrder::Contiguous, |seed| FrameOrder::Fragmented { seed });

@@ -141,11 +141,11 @@ mod tests {
                 } else {
                     let missing = counts.iter().filter(|count| **count == 0).count();
                     counts.iter_mut().for_each(|count| *count = count.saturating_sub(1));
-                    prop_assert_eq!(pins.remove(range), missing as u32);
+                    prop_assert_eq!(pins.remove(range), u32::try_from(missing).unwrap());
                 }
             }
-            for (page, count) in plain.iter().enumerate() {
-                prop_assert_eq!(pins.count(page as u32), *count);
+            for (page, count) in (0..).zip(&plain) {
+                prop_assert_eq!(pins.count(page), *count);
             }
             prop_assert_eq!(pins.total(), plain.iter().map(|count| u64::from(*count)).sum::<u64>());
             prop_assert_eq!(pins.total() == 0, pins.blocks.is_empty());

@@ -80,7 +80,8 @@ impl SpaceMm {
         len: u64,
         writable: bool,
     ) -> Result<(Backing, u64), Errno> {
-        if !vma.read || writable && !vma.write || is_special(vma) {
+        let allowed = if writable { vma.write } else { vma.read };
+        if !allowed || is_special(vma) {
             return Err(Errno::EFAULT);
         }
         let private = || (Backing::Private(Arc::clone(&self.space)), start);

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicUsize;
 
-use lychgate_iommufd::{Accounting, PinSource};
+use lychgate_iommufd::Accounting;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::*;

@@ -43,7 +43,7 @@ fn a_read_into_memory_that_was_unmapped_names_the_call_and_touches_nothing() {
         let (machine, stories) = listening(MachineBuilder::new().iotlb(policy));
         let program = Program::new(Arc::clone(&machine) as _);
         let device = Opened::by_group(&program);
-        let [queues, data] = [QUEUES as usize, 0x4000].map(PrivateMemory::new);
+        let [queues, data] = [DATA, 0x4000].map(PrivateMemory::new);
         device.map(&program, queues.address(), IOVA, QUEUES).unwrap();
         device.map(&program, data.address(), IOVA + QUEUES, 0x4000).unwrap();
         let mut driver = Driver::start(&device, &queues, IOVA);
@@ -80,7 +80,7 @@ fn an_address_that_never_was_mapped_is_told_with_its_neighbour() {
     let (machine, stories) = listening(MachineBuilder::new());
     let program = Program::new(Arc::clone(&machine) as _);
     let device = Opened::by_group(&program);
-    let queues = PrivateMemory::new(QUEUES as usize);
+    let queues = PrivateMemory::new(DATA);
     device.map(&program, queues.address(), IOVA, QUEUES).unwrap();
     let mut driver = Driver::start(&device, &queues, IOVA);
     driver.create_io_queues();

@@ -37,7 +37,7 @@ impl<'a> Driver<'a> {
     /// Enables the controller; `memory` is mapped at `iova`.
     pub(crate) fn start(device: &'a Opened, memory: &'a dyn DmaMemory, iova: u64) -> Self {
         let pair = |id| Pair { id, tail: 0, head: 0, phase: true };
-        let mut driver = Self { device, memory, iova, admin: pair(0), io: pair(1), next_id: 1 };
+        let driver = Self { device, memory, iova, admin: pair(0), io: pair(1), next_id: 1 };
         memory.store(ADMIN_SQ, &vec![0; DATA]);
         device.set_register(CC, 0);
         driver.wait_ready(0);
