@@ -21,6 +21,7 @@ mod alloc_iova;
 mod attach;
 pub mod client;
 mod command;
+mod container;
 pub mod context;
 pub mod device;
 mod dispatch;

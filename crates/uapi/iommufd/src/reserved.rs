@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use lychgate_iommu::GroupId;
+
 /// Why a range is reserved; everything of one owner goes at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ReservedBy {
@@ -9,6 +11,8 @@ pub(crate) enum ReservedBy {
     Device(u32),
     /// A page table cannot hold it: the number of its object.
     PageTable(u32),
+    /// The devices of a VFIO group that is in the container will not be able to use it.
+    Group(GroupId),
 }
 
 /// Reserved ranges, which may overlap.

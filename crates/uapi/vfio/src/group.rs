@@ -81,7 +81,7 @@ impl Group {
         let mut state = self.lock();
         device.close();
         state.device_files = state.device_files.saturating_sub(1);
-        put(state);
+        put(state, self.id);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -90,10 +90,16 @@ impl Group {
 }
 
 /// One file less; with the last one the group leaves its container.
-fn put(mut state: MutexGuard<'_, State>) {
+fn put(mut state: MutexGuard<'_, State>, group: GroupId) {
     state.files = state.files.saturating_sub(1);
     if state.files == 0 {
-        state.container = None;
+        leave_container(&mut state, group);
+    }
+}
+
+fn leave_container(state: &mut State, group: GroupId) {
+    if let Some(container) = state.container.take() {
+        container.remove_group(group);
     }
 }
 
@@ -138,7 +144,7 @@ impl GroupFile {
         let Some(context) = context else {
             return refuse(Errno::EBADFD, "the descriptor is neither a container nor an iommufd");
         };
-        context.create_compat_ioas()?;
+        context.add_group(self.group.id)?;
         state.container = Some(context);
         Ok(())
     }
@@ -151,7 +157,7 @@ impl GroupFile {
         if state.device_files != 0 {
             return refuse(Errno::EBUSY, "a device of the group is open");
         }
-        state.container = None;
+        leave_container(&mut state, self.group.id);
         Ok(())
     }
 
@@ -212,7 +218,7 @@ impl OpenFile for GroupFile {
     }
 
     fn release(&self) {
-        put(self.group.lock());
+        put(self.group.lock(), self.group.id);
     }
 
     fn as_any(&self) -> &dyn Any {
