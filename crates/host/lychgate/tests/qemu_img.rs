@@ -1,0 +1,132 @@
+//! Debian's qemu-img, unchanged, does its I/O through our IOMMU.
+
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{BDF, assert_success, have, is_root, lychgate, random_image, scratch, sha256, text};
+
+const IMAGE_BYTES: u64 = 1 << 30;
+
+fn nvme(image: &Path) -> String {
+    format!("{BDF}={}", image.display())
+}
+
+fn url() -> String {
+    format!("nvme://{BDF}/1")
+}
+
+fn run(image: &Path, program: &[&str]) -> Output {
+    lychgate().args(["run", "--nvme", &nvme(image), "--"]).args(program).output().expect("lychgate")
+}
+
+#[test]
+fn info_shows_the_size_of_the_namespace() {
+    if !have("qemu-img") {
+        return;
+    }
+    let directory = scratch();
+    let image = random_image(directory.path(), "disk.img", 64 << 20);
+    let output = run(&image, &["qemu-img", "info", "-f", "raw", &url()]);
+    assert_success(&output);
+    assert!(text(&output.stdout).contains("virtual size: 64 MiB (67108864 bytes)"));
+}
+
+#[test]
+fn convert_moves_a_gibibyte_out_and_in_unchanged() {
+    if !have("qemu-img") {
+        return;
+    }
+    let directory = scratch();
+    let image = random_image(directory.path(), "disk.img", IMAGE_BYTES);
+    let copy = directory.path().join("copy.img");
+    let output =
+        run(&image, &["qemu-img", "convert", "-O", "raw", &url(), &copy.to_string_lossy()]);
+    assert_success(&output);
+    assert_eq!(sha256(&image), sha256(&copy));
+
+    let back = directory.path().join("back.img");
+    std::fs::File::create(&back).and_then(|file| file.set_len(IMAGE_BYTES)).expect("an empty disk");
+    let output = run(
+        &back,
+        &["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", &copy.to_string_lossy(), &url()],
+    );
+    assert_success(&output);
+    assert_eq!(sha256(&image), sha256(&back));
+}
+
+#[test]
+fn bench_runs_at_depth_32_with_writes() {
+    if !have("qemu-img") {
+        return;
+    }
+    let directory = scratch();
+    let image = random_image(directory.path(), "disk.img", 64 << 20);
+    for extra in [&[][..], &["-w", "--flush-interval=512"]] {
+        let mut program = vec!["qemu-img", "bench", "-f", "raw", "-t", "none", "-c", "4000"];
+        program.extend(["-d", "32", "-s", "4096"]);
+        program.extend(extra);
+        let url = url();
+        program.push(&url);
+        let output = run(&image, &program);
+        assert_success(&output);
+        assert!(text(&output.stdout).contains("Run completed in"));
+    }
+}
+
+#[test]
+fn a_user_without_any_privilege_can_do_the_same() {
+    if !have("qemu-img") || !have("setpriv") || !is_root() {
+        return;
+    }
+    let directory = scratch();
+    let image = random_image(directory.path(), "disk.img", 64 << 20);
+    let copy = directory.path().join("copy.img");
+    let program = directory.path().join("lychgate");
+    std::fs::copy(env!("CARGO_BIN_EXE_lychgate"), &program).expect("a copy nobody can reach");
+    let output = Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+        ])
+        .arg(&program)
+        .args(["run", "--nvme", &nvme(&image), "--"])
+        .args(["qemu-img", "convert", "-O", "raw", &url(), &copy.to_string_lossy()])
+        .current_dir(directory.path())
+        .output()
+        .expect("setpriv");
+    assert_success(&output);
+    assert_eq!(sha256(&image), sha256(&copy));
+}
+
+#[test]
+fn strace_works_inside_and_outside() {
+    if !have("qemu-img") || !have("strace") {
+        return;
+    }
+    let directory = scratch();
+    let image = random_image(directory.path(), "disk.img", 16 << 20);
+    let log = directory.path().join("strace.log");
+    let strace = ["strace", "-f", "-o", &log.to_string_lossy()].map(str::to_owned);
+    let info = ["qemu-img", "info", "-f", "raw", &url()].map(str::to_owned);
+
+    let inside = strace.iter().chain(&info).map(String::as_str).collect::<Vec<_>>();
+    assert_success(&run(&image, &inside));
+    assert!(std::fs::read_to_string(&log).expect("a log").contains("/dev/vfio/vfio"));
+
+    let outside = Command::new(&strace[0])
+        .args(&strace[1..])
+        .arg(env!("CARGO_BIN_EXE_lychgate"))
+        .args(["run", "--nvme", &nvme(&image), "--"])
+        .args(&info)
+        .output()
+        .expect("strace");
+    assert_success(&outside);
+    assert!(text(&outside.stdout).contains("virtual size: 16 MiB"));
+}
