@@ -1,6 +1,6 @@
 //! The thread that made a call, as the files of the machine see it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use lychgate_iommufd::{Cap, Client, EventFd, MemFile, Mm, OpenFile};
@@ -31,6 +31,10 @@ impl EventFd for Event {
             return;
         }
         let _ = rustix::io::write(&self.0, &1_u64.to_le_bytes());
+    }
+
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 }
 
