@@ -57,6 +57,11 @@ pub(crate) struct Run {
     #[arg(long, short = 'o', value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 
+    /// Refuse DMA mappings beyond RLIMIT_MEMLOCK, as Linux does. Without it they are only counted:
+    /// nothing is locked into memory.
+    #[arg(long)]
+    pub(crate) enforce_memlock: bool,
+
     /// Do not report faults.
     #[arg(long, short)]
     pub(crate) quiet: bool,
@@ -81,6 +86,14 @@ pub(crate) struct MachineArgs {
     /// The IOMMU in front of the devices.
     #[arg(long, value_enum, default_value_t, value_name = "KIND")]
     pub(crate) iommu: IommuKind,
+
+    /// How the IOMMU's caches forget: like hardware, or never unless they are told to.
+    #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
+    pub(crate) iotlb: Iotlb,
+
+    /// How the physical frames of consecutive pages lie: as on a fresh machine, or as on an old one.
+    #[arg(long, value_enum, default_value_t, value_name = "ORDER")]
+    pub(crate) frames: Frames,
 
     /// An NVMe controller at a PCI address, with a namespace for each FILE. `,ro` behind a file
     /// makes its namespace read-only; `mem:SIZE` in place of a file is a disk in memory. Repeatable.
@@ -121,6 +134,26 @@ pub(crate) enum IommuKind {
     /// AMD-Vi with version 1 page tables.
     #[default]
     Amd,
+}
+
+/// How the IOMMU's caches forget.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Iotlb {
+    /// Set-associative, with eviction, as in hardware.
+    #[default]
+    Plain,
+    /// Everything that may be cached is, until an invalidation.
+    Adversarial,
+}
+
+/// How the frames of consecutive pages lie.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Frames {
+    /// One behind the other, and aligned as the pages are: large leaves happen.
+    #[default]
+    Contiguous,
+    /// Scattered page by page: no leaf is larger than a page.
+    Fragmented,
 }
 
 /// An NVMe controller with its namespaces.

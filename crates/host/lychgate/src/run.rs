@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use lychgate_interpose::{self as interpose, ExitStatus, Options};
 use lychgate_machine::{
-    BuildError, FaultListener, FaultStory, IommuKind, Machine, MachineBuilder, NamespaceSource,
+    BuildError, FaultListener, FaultStory, FrameOrder, IommuKind, Machine, MachineBuilder,
+    MemlockPolicy, NamespaceSource, Policy,
 };
 
 use crate::OWN_FAILURE;
@@ -51,6 +52,9 @@ impl From<interpose::Error> for Failure {
 pub(crate) fn run(run: &Run, color: Color) -> Result<Ended, Failure> {
     let output = Arc::new(Output::new(run.output.as_deref(), color)?);
     let mut builder = builder(&run.machine);
+    if run.enforce_memlock {
+        builder = builder.memlock(MemlockPolicy::Enforce);
+    }
     if !run.quiet {
         builder = builder.on_fault(Arc::new(Reporter(Arc::clone(&output))));
     }
@@ -77,7 +81,10 @@ pub(crate) fn supervise(
 }
 
 fn builder(args: &MachineArgs) -> MachineBuilder {
-    let mut builder = Machine::builder().iommu(args.iommu.into());
+    let mut builder = Machine::builder()
+        .iommu(args.iommu.into())
+        .iotlb(args.iotlb.into())
+        .frames(args.frames.into());
     for nvme in &args.nvme {
         let namespaces = nvme.namespaces.iter().cloned().map(NamespaceSource::from).collect();
         builder = builder.nvme(nvme.bdf, namespaces);
@@ -89,6 +96,24 @@ impl From<cli::IommuKind> for IommuKind {
     fn from(kind: cli::IommuKind) -> Self {
         match kind {
             cli::IommuKind::Amd => Self::Amd,
+        }
+    }
+}
+
+impl From<cli::Iotlb> for Policy {
+    fn from(policy: cli::Iotlb) -> Self {
+        match policy {
+            cli::Iotlb::Plain => Self::Plain,
+            cli::Iotlb::Adversarial => Self::Adversarial,
+        }
+    }
+}
+
+impl From<cli::Frames> for FrameOrder {
+    fn from(frames: cli::Frames) -> Self {
+        match frames {
+            cli::Frames::Contiguous => Self::Contiguous,
+            cli::Frames::Fragmented => Self::Fragmented { seed: 1 },
         }
     }
 }

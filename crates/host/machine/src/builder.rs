@@ -14,7 +14,7 @@ use lychgate_types::{Bdf, Errno};
 use crate::faults::FaultListener;
 use crate::image::ImageError;
 use crate::machine::Machine;
-use crate::memory::FrameOrder;
+use crate::memory::{FrameOrder, MemlockPolicy};
 
 /// Which IOMMU is in front of the devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -55,6 +55,7 @@ pub struct MachineBuilder {
     pub(crate) iommu: IommuKind,
     pub(crate) policy: Policy,
     pub(crate) order: FrameOrder,
+    pub(crate) memlock: MemlockPolicy,
     pub(crate) endpoints: Vec<(Bdf, Endpoint)>,
     pub(crate) allow_unsafe_interrupts: bool,
     pub(crate) listener: Option<Arc<dyn FaultListener>>,
@@ -66,6 +67,7 @@ impl Default for MachineBuilder {
             iommu: IommuKind::default(),
             policy: Policy::Plain,
             order: FrameOrder::default(),
+            memlock: MemlockPolicy::default(),
             endpoints: Vec::new(),
             allow_unsafe_interrupts: true,
             listener: None,
@@ -98,6 +100,13 @@ impl MachineBuilder {
     #[must_use]
     pub fn frames(mut self, order: FrameOrder) -> Self {
         self.order = order;
+        self
+    }
+
+    /// What `RLIMIT_MEMLOCK` means for pinned memory. Counted only, unless said otherwise.
+    #[must_use]
+    pub fn memlock(mut self, policy: MemlockPolicy) -> Self {
+        self.memlock = policy;
         self
     }
 

@@ -31,6 +31,6 @@ pub use faults::FaultListener;
 pub use image::ImageError;
 pub use lychgate_model::{Access, Policy};
 pub use machine::Machine;
-pub use memory::{FrameOrder, PhysicalMemory};
+pub use memory::{FrameOrder, MemlockPolicy, PhysicalMemory};
 pub use report::{FaultStory, Reason};
 pub use system::{Call, Node, System};

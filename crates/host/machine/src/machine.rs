@@ -60,8 +60,8 @@ impl Machine {
     pub(crate) fn new(builder: MachineBuilder) -> std::result::Result<Self, BuildError> {
         let addresses: Vec<Bdf> = builder.endpoints.iter().map(|(bdf, _)| *bdf).collect();
         let topology = Topology::new(&addresses)?;
-        let memory =
-            PhysicalMemory::new(builder.order).map_err(BuildError::host("reserve memory"))?;
+        let memory = PhysicalMemory::new(builder.order, builder.memlock)
+            .map_err(BuildError::host("reserve memory"))?;
         let memory = Arc::new(memory);
         let journal = Arc::new(Journal::new());
         let faults = Arc::new(Faults::new(Arc::clone(&journal), builder.listener));

@@ -36,6 +36,7 @@ use self::space::{Space, SpaceMm, Users};
 use crate::client::AddressSpace;
 
 pub use self::layout::FrameOrder;
+pub use self::space::MemlockPolicy;
 
 /// The machine's physical memory.
 pub struct PhysicalMemory {
@@ -48,12 +49,12 @@ pub struct PhysicalMemory {
 
 impl PhysicalMemory {
     /// Memory without any client page. Fails when not even 64 MiB of address space can be had.
-    pub fn new(order: FrameOrder) -> io::Result<Self> {
+    pub fn new(order: FrameOrder, memlock: MemlockPolicy) -> io::Result<Self> {
         Ok(Self {
             ram: Ram::new()?,
             frames: Arc::new(Frames::new(order)),
             files: Arc::default(),
-            users: Arc::default(),
+            users: Arc::new(Users::new(memlock)),
             next_space: AtomicU64::new(1),
         })
     }

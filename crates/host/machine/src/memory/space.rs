@@ -37,20 +37,45 @@ impl Space {
     }
 }
 
+/// What `RLIMIT_MEMLOCK` means for memory that is pinned for DMA.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum MemlockPolicy {
+    /// Pinned memory is counted, and no limit refuses it: nothing is locked into the host's memory.
+    #[default]
+    Count,
+    /// A mapping that passes the limit is refused, as by Linux.
+    Enforce,
+}
+
 /// `user_struct.locked_vm` of each user, in pages.
 #[derive(Default)]
-pub(crate) struct Users(Mutex<HashMap<u32, u64>>);
+pub(crate) struct Users {
+    policy: MemlockPolicy,
+    locked: Mutex<HashMap<u32, u64>>,
+}
 
 impl Users {
+    pub(crate) fn new(policy: MemlockPolicy) -> Self {
+        Self { policy, locked: Mutex::default() }
+    }
+
+    /// The limit that counts, in bytes, where a caller has `limit`.
+    fn limit(&self, limit: u64) -> u64 {
+        match self.policy {
+            MemlockPolicy::Count => u64::MAX,
+            MemlockPolicy::Enforce => limit,
+        }
+    }
+
     fn charge(&self, user: u32, pages: u64, limit: u64) -> Result<(), Errno> {
-        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
         let locked = users.entry(user).or_default();
         *locked = within(*locked, pages, limit).ok_or(Errno::ENOMEM)?;
         Ok(())
     }
 
     fn uncharge(&self, user: u32, pages: u64) {
-        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(locked) = users.get_mut(&user) {
             *locked = locked.saturating_sub(pages);
         }
@@ -183,6 +208,7 @@ impl Mm for SpaceMm {
     }
 
     fn charge(&self, pages: u64, mode: Accounting, limit: u64) -> Result<(), Errno> {
+        let limit = self.users.limit(limit);
         match mode {
             Accounting::None => {}
             Accounting::User => self.users.charge(self.space.access().user(), pages, limit)?,

@@ -118,7 +118,7 @@ fn shared(fd: &OwnedFd, start: u64, len: u64, offset: u64) -> Vma {
 }
 
 fn memory(order: FrameOrder) -> PhysicalMemory {
-    PhysicalMemory::new(order).unwrap()
+    PhysicalMemory::new(order, MemlockPolicy::Enforce).unwrap()
 }
 
 fn pages_of(runs: &[PhysRun]) -> Vec<u64> {
@@ -277,6 +277,16 @@ fn a_file_on_disk_is_no_memory() {
     let memory = memory(FrameOrder::Contiguous);
     let file = File::open("/proc/self/exe").unwrap();
     assert_eq!(memory.mem_file(file.into()).err(), Some(Errno::EINVAL));
+}
+
+#[test]
+fn limits_refuse_nothing_where_memory_is_only_counted() {
+    let memory = PhysicalMemory::new(FrameOrder::Contiguous, MemlockPolicy::Count).unwrap();
+    let mm = memory.mm(Arc::new(OwnSpace::new()));
+    for mode in [Accounting::User, Accounting::Mm] {
+        mm.charge(1 << 30, mode, PAGE).unwrap();
+        mm.uncharge(1 << 30, mode);
+    }
 }
 
 #[test]
