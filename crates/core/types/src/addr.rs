@@ -109,10 +109,7 @@ mod tests {
     #[test]
     fn a_span_may_end_at_the_last_byte_but_not_beyond() {
         let last_page = Iova::new(u64::MAX - 0xfff);
-        assert_eq!(
-            last_page.span(0x1000),
-            Some(last_page..=Iova::new(u64::MAX))
-        );
+        assert_eq!(last_page.span(0x1000), Some(last_page..=Iova::new(u64::MAX)));
         assert_eq!(last_page.span(0x1001), None);
         assert_eq!(last_page.span(0), None);
     }

@@ -48,9 +48,7 @@ pub trait Memory: Send + Sync {
         let mut rest = to;
         for run in runs {
             let len = usize::try_from(run.len).map_err(|_| BusError { at: run.start })?;
-            let (here, after) = rest
-                .split_at_mut_checked(len)
-                .ok_or(BusError { at: run.start })?;
+            let (here, after) = rest.split_at_mut_checked(len).ok_or(BusError { at: run.start })?;
             self.read(run.start, here)?;
             rest = after;
         }
@@ -62,9 +60,7 @@ pub trait Memory: Send + Sync {
         let mut rest = from;
         for run in runs {
             let len = usize::try_from(run.len).map_err(|_| BusError { at: run.start })?;
-            let (here, after) = rest
-                .split_at_checked(len)
-                .ok_or(BusError { at: run.start })?;
+            let (here, after) = rest.split_at_checked(len).ok_or(BusError { at: run.start })?;
             self.write(run.start, here)?;
             rest = after;
         }

@@ -140,11 +140,7 @@ mod heap {
         }
 
         fn word(&self, at: PhysAddr) -> Option<&AtomicU64> {
-            if at.is_aligned(8) {
-                self.words(at, 1).first()
-            } else {
-                None
-            }
+            if at.is_aligned(8) { self.words(at, 1).first() } else { None }
         }
 
         fn take(&self, order: usize) -> Option<u64> {
@@ -179,21 +175,13 @@ mod heap {
         }
 
         fn alloc_uninit(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
-            let spent = self
-                .limit
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                    if left == usize::MAX {
-                        Some(left)
-                    } else {
-                        left.checked_sub(1)
-                    }
-                });
+            let spent = self.limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                if left == usize::MAX { Some(left) } else { left.checked_sub(1) }
+            });
             if spent.is_err() || !bytes.is_power_of_two() || bytes < 4096 {
                 return Err(OutOfMemory);
             }
-            let at = self
-                .take((bytes / 4096).trailing_zeros() as usize)
-                .ok_or(OutOfMemory)?;
+            let at = self.take((bytes / 4096).trailing_zeros() as usize).ok_or(OutOfMemory)?;
             self.live.fetch_add(1, Ordering::Relaxed);
             Ok(PhysAddr::new(at))
         }
@@ -275,11 +263,7 @@ mod heap {
                     assert!(seen.insert(at.get() + page * 4096));
                 }
                 let words = pages.words(at, usize::try_from(bytes / 8).unwrap());
-                assert!(
-                    words
-                        .iter()
-                        .all(|word| word.swap(7, Ordering::Relaxed) == 0)
-                );
+                assert!(words.iter().all(|word| word.swap(7, Ordering::Relaxed) == 0));
             }
             assert_eq!(pages.live(), 6);
         }

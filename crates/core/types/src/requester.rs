@@ -38,13 +38,7 @@ impl RequesterId {
 
 impl fmt::Display for RequesterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}:{:02x}.{:x}",
-            self.bus(),
-            self.device(),
-            self.function()
-        )
+        write!(f, "{:02x}:{:02x}.{:x}", self.bus(), self.device(), self.function())
     }
 }
 
@@ -128,11 +122,7 @@ impl Pasid {
 
     /// `None` when `value` needs more than 20 bits.
     pub const fn new(value: u32) -> Option<Self> {
-        if value < 1 << 20 {
-            Some(Self(value))
-        } else {
-            None
-        }
+        if value < 1 << 20 { Some(Self(value)) } else { None }
     }
 
     /// The number, below 2^20.
@@ -162,15 +152,8 @@ mod tests {
 
     #[test]
     fn a_bdf_out_of_range_is_refused() {
-        for text in [
-            "",
-            "1",
-            "0000:01:20.0",
-            "0000:01:00.8",
-            "0000:1:00.0",
-            "0:0:0:0.0",
-            "+1:00.0",
-        ] {
+        for text in ["", "1", "0000:01:20.0", "0000:01:00.8", "0000:1:00.0", "0:0:0:0.0", "+1:00.0"]
+        {
             assert_eq!(text.parse::<Bdf>(), Err(InvalidBdf), "{text}");
         }
     }
