@@ -1,6 +1,7 @@
 //! The project's own tasks.
 
 mod ci;
+mod fuzz;
 mod qemu_root;
 
 use std::path::PathBuf;
@@ -14,6 +15,12 @@ use clap::Parser;
 enum Task {
     /// Everything that must hold before a change lands: format, lints, documentation, tests.
     Ci,
+    /// Runs every fuzz target for a while.
+    Fuzz {
+        /// How long each one runs, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Builds a throw-away Debian root with the newest QEMU, for the tests that boot it.
     QemuRoot {
         /// A directory that does not exist yet, or that an earlier run has filled.
@@ -24,6 +31,7 @@ enum Task {
 fn main() -> Result<()> {
     match Task::parse() {
         Task::Ci => ci::check(),
+        Task::Fuzz { seconds } => fuzz::all(seconds),
         Task::QemuRoot { directory } => qemu_root::build(&directory),
     }
 }
