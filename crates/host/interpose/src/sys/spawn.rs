@@ -123,6 +123,8 @@ pub(super) struct Child<'a> {
     environment: Vector,
     socket: OwnedFd,
     report: OwnedFd,
+    /// The supervisor's end of the leash.
+    leash: RawFd,
     mask: libc::sigset_t,
 }
 
@@ -146,6 +148,7 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> io::Result<Spawned> {
         environment: Vector::new(plan.environment.iter().map(CString::as_c_str)),
         socket: child_socket,
         report: report_write,
+        leash: control.as_raw_fd(),
         mask: *blocked.before(),
     };
     let ends =
@@ -171,6 +174,9 @@ pub(super) unsafe fn become_client(child: &mut Child<'_>, parent: pid_t) -> ! {
     let plan = child.plan;
     // SAFETY: plain system calls on values of this frame or made before the fork; none allocates.
     unsafe {
+        // A supervisor that dies before it has the listener leaves this process in its `execve`
+        // for ever. Only the guardian can end it then, and it waits for the end of the leash.
+        libc::close(child.leash);
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 || libc::getppid() != parent {
             fail(child, Stage::Prepare, errno());
         }
