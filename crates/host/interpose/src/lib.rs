@@ -40,6 +40,7 @@ mod merged;
 mod names;
 mod paths;
 mod process;
+mod scratch;
 mod server;
 mod space;
 mod supervisor;
@@ -48,5 +49,6 @@ mod trace;
 
 pub use command::{Command, ExitStatus};
 pub use error::Error;
+pub use scratch::Scratch;
 pub use supervisor::{Options, run};
 pub use trace::{Served, Tracer};

@@ -15,6 +15,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode};
 /// All listings of a run, in a directory that is made for the first and goes with the run.
 #[derive(Default)]
 pub(crate) struct Listings {
+    /// Where that directory is made; `None` for where temporary files are.
+    place: Option<PathBuf>,
     made: Mutex<Made>,
 }
 
@@ -31,6 +33,11 @@ struct Made {
 type Names = BTreeMap<OsString, FileType>;
 
 impl Listings {
+    /// None yet; those to come are in `place`, or where temporary files are.
+    pub(crate) fn new(place: Option<PathBuf>) -> Self {
+        Self { place, made: Mutex::default() }
+    }
+
     /// A real directory that lists `host` and `machine`; `None` when the machine adds nothing.
     /// `is_node` tells which regular files of the machine are device nodes, by name.
     pub(crate) fn make(
@@ -55,7 +62,7 @@ impl Listings {
             return Ok(Some(listing.clone()));
         }
         let number = made.directories.len().to_string();
-        let listing = made.root()?.join(number);
+        let listing = made.root(self.place.as_deref())?.join(number);
         std::fs::create_dir(&listing)?;
         for (name, kind) in &names {
             place(&listing.join(name), *kind, &host.join(name), &machine.join(name))?;
@@ -80,11 +87,16 @@ impl Listings {
 }
 
 impl Made {
-    fn root(&mut self) -> io::Result<&Path> {
+    fn root(&mut self, place: Option<&Path>) -> io::Result<&Path> {
         let (root, _) = match self.root.take() {
             Some(root) => self.root.insert(root),
             None => {
-                let directory = tempfile::Builder::new().prefix("lychgate-").tempdir()?;
+                let mut builder = tempfile::Builder::new();
+                builder.prefix("lychgate-");
+                let directory = match place {
+                    Some(place) => builder.tempdir_in(place)?,
+                    None => builder.tempdir()?,
+                };
                 self.root.insert((directory.path().canonicalize()?, directory))
             }
         };

@@ -72,15 +72,15 @@ struct Level {
 }
 
 impl Paths {
-    /// For a tree.
-    pub(crate) fn new(tree: &Path) -> Result<Self, Error> {
+    /// For a tree; merged listings go to `scratch`, or where temporary files are.
+    pub(crate) fn new(tree: &Path, scratch: Option<PathBuf>) -> Result<Self, Error> {
         let wrong = |source| Error::Tree { path: tree.to_owned(), source };
         let root = tree.canonicalize().map_err(wrong)?;
         let mut tops = Vec::new();
         for entry in std::fs::read_dir(&root).map_err(wrong)? {
             tops.push(entry.map_err(wrong)?.file_name());
         }
-        Ok(Self { root, tops, listings: Listings::default() })
+        Ok(Self { root, tops, listings: Listings::new(scratch) })
     }
 
     /// A real directory for one that the host and the machine have, to be listed: the host's where

@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use lychgate_machine::System;
@@ -41,6 +42,9 @@ const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 pub struct Options {
     /// Eventfds are made by the supervisor even where it could fetch a client's.
     pub make_eventfds: bool,
+    /// Where the run puts its files, such as [`Scratch::path`](crate::Scratch::path); `None` for
+    /// where temporary files are. They go with the run.
+    pub scratch: Option<PathBuf>,
 }
 
 /// Runs a program on a machine, until it and all that it started have ended, daemons included.
@@ -60,7 +64,7 @@ pub fn run(
     tracer: Arc<dyn Tracer>,
 ) -> Result<ExitStatus, Error> {
     check_host()?;
-    let paths = Paths::new(system.tree())?;
+    let paths = Paths::new(system.tree(), options.scratch.clone())?;
     let files = Files::new().map_err(|error| Error::Os("inotify", error))?;
     let (descriptors, open_files) = numbers()?;
     let eventfds = options.make_eventfds || !can_fetch_files();

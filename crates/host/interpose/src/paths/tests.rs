@@ -17,7 +17,7 @@ fn tree() -> (tempfile::TempDir, Paths) {
     symlink("b", at("zz-dev/a")).unwrap();
     symlink("a", at("zz-dev/b")).unwrap();
     symlink("../usr/bin", at("zz-dev/bin")).unwrap();
-    let paths = Paths::new(tree.path()).unwrap();
+    let paths = Paths::new(tree.path(), None).unwrap();
     (tree, paths)
 }
 

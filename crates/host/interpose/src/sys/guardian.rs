@@ -15,6 +15,7 @@ use std::ptr;
 
 use libc::{c_int, c_void, pid_t};
 
+use super::remove::next_name;
 use super::spawn::{self, Child};
 
 /// The guardian's ends of the pipes to the supervisor.
@@ -150,9 +151,7 @@ unsafe fn each_child(own: pid_t, mut act: impl FnMut(pid_t)) {
             if rest.is_empty() {
                 break;
             }
-            // struct linux_dirent64: d_ino 8, d_off 8, d_reclen 2, d_type 1, d_name.
-            while let Some((record, name)) = next_entry(&mut rest) {
-                let _ = record;
+            while let Some(name) = next_name(&mut rest) {
                 if let Some(pid) = number(name)
                     && parent_of(proc, name) == Some(own)
                 {
@@ -162,14 +161,6 @@ unsafe fn each_child(own: pid_t, mut act: impl FnMut(pid_t)) {
         }
         libc::close(proc);
     }
-}
-
-/// Cuts the next entry off; gives its length and its name with what follows it.
-fn next_entry<'a>(rest: &mut &'a [u8]) -> Option<(usize, &'a [u8])> {
-    let length = usize::from(u16::from_le_bytes([*rest.get(16)?, *rest.get(17)?]));
-    let name = rest.get(19..length)?;
-    *rest = rest.get(length..)?;
-    Some((length, name))
 }
 
 /// A decimal number up to the first byte that is no digit, which must be the terminating 0.
@@ -237,7 +228,10 @@ unsafe fn close_all_but(ends: &Ends) {
 }
 
 /// Closes the descriptors `from` to `to`, both included.
-unsafe fn close_range(from: c_int, to: c_int) {
+///
+/// # Safety
+/// Nothing in the process may use them any more.
+pub(super) unsafe fn close_range(from: c_int, to: c_int) {
     if from > to {
         return;
     }

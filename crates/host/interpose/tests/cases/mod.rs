@@ -39,6 +39,7 @@ pub(crate) const ALL: &[Case] = &[
     processes::DAEMON,
     processes::CLIENT_KILLED,
     processes::SUPERVISOR_KILLED,
+    processes::KILLED_ANY_TIME,
     processes::OTHER_ABIS,
     processes::SIGNALS,
 ];

@@ -10,8 +10,8 @@ use lychgate_interpose::ExitStatus;
 
 use super::descriptors::ioctl;
 use super::nodes::open;
-use crate::support::Case;
 use crate::support::machine::{ADD, COUNT, SLEEP};
+use crate::support::{Case, SCRATCH};
 
 pub(crate) const THREADS: Case = Case {
     name: "calls_of_many_threads_are_all_served_once",
@@ -240,6 +240,54 @@ pub(crate) const SUPERVISOR_KILLED: Case = Case {
         supervisor.kill().unwrap();
         supervisor.wait().unwrap();
         assert!(wait_until(|| marked(&mark).is_empty()), "{:?}", marked(&mark));
+    },
+};
+
+/// Rounds of the next case.
+const ROUNDS: u64 = 60;
+
+pub(crate) const KILLED_ANY_TIME: Case = Case {
+    name: "a_supervisor_killed_at_any_moment_leaves_neither_process_nor_file",
+    client: |_| {
+        // Each makes the supervisor list a directory that the host has too.
+        for _ in 0..5 {
+            assert!(std::fs::read_dir("/dev").unwrap().count() > 1);
+            drop(open("/dev/fake"));
+        }
+        0
+    },
+    drive: |driver| {
+        const MARK: &str = "LYCHGATE_TEST_MARK";
+        if std::env::var_os(MARK).is_some() {
+            let _ = driver.run(&driver.client(&[]));
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let mut ended_by_itself = 0;
+        for round in 0..ROUNDS {
+            let value = format!("{}-{round}", std::process::id());
+            let mut supervisor = Process::new(std::env::current_exe().unwrap())
+                .args(["--drive", KILLED_ANY_TIME.name])
+                .env(MARK, &value)
+                .env(SCRATCH, "1")
+                .env("TMPDIR", place.path())
+                .env("XDG_RUNTIME_DIR", place.path())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_micros(round * 40_000 / ROUNDS));
+            ended_by_itself += u32::from(supervisor.try_wait().unwrap().is_some());
+            supervisor.kill().unwrap();
+            supervisor.wait().unwrap();
+            let mark = format!("{MARK}={value}");
+            let left = || std::fs::read_dir(place.path()).unwrap().count();
+            assert!(
+                wait_until(|| marked(&mark).is_empty() && left() == 0),
+                "round {round}: {:?}, {} files",
+                marked(&mark),
+                left()
+            );
+        }
+        assert!(u64::from(ended_by_itself) < ROUNDS, "no round was killed");
     },
 };
 

@@ -72,7 +72,15 @@ pub(crate) struct State {
 
 impl Machine {
     pub(crate) fn new() -> Arc<Self> {
-        let tree = tempfile::tempdir().unwrap();
+        Self::with_tree(tempfile::tempdir().unwrap())
+    }
+
+    /// With its tree in a directory.
+    pub(crate) fn new_in(place: &Path) -> Arc<Self> {
+        Self::with_tree(tempfile::tempdir_in(place).unwrap())
+    }
+
+    fn with_tree(tree: tempfile::TempDir) -> Arc<Self> {
         let at = |path: &str| tree.path().join(path);
         std::fs::create_dir_all(at("dev/vfio")).unwrap();
         std::fs::create_dir_all(at("sys/devices/fake0/sub")).unwrap();

@@ -5,7 +5,7 @@ pub(crate) mod machine;
 use std::process::{Command as Process, ExitCode};
 use std::sync::Arc;
 
-use lychgate_interpose::{Command, Error, ExitStatus, Options, Tracer};
+use lychgate_interpose::{Command, Error, ExitStatus, Options, Scratch, Tracer};
 
 use machine::Machine;
 
@@ -20,9 +20,22 @@ pub(crate) struct Case {
 pub(crate) struct Driver {
     name: &'static str,
     pub(crate) machine: Arc<Machine>,
+    scratch: Option<Scratch>,
 }
 
+/// Set for a driver whose files are in a [`Scratch`].
+pub(crate) const SCRATCH: &str = "LYCHGATE_TEST_SCRATCH";
+
 impl Driver {
+    fn new(name: &'static str) -> Self {
+        let scratch = std::env::var_os(SCRATCH).map(|_| Scratch::new().unwrap());
+        let machine = match &scratch {
+            Some(scratch) => Machine::new_in(scratch.path()),
+            None => Machine::new(),
+        };
+        Self { name, machine, scratch }
+    }
+
     /// The command of the case's client.
     pub(crate) fn client(&self, arguments: &[&str]) -> Command {
         Command::new(std::env::current_exe().unwrap())
@@ -31,7 +44,9 @@ impl Driver {
     }
 
     pub(crate) fn run(&self, command: &Command) -> Result<ExitStatus, Error> {
-        self.run_with(command, &Options::default(), Arc::new(()))
+        let mut options = Options::default();
+        options.scratch = self.scratch.as_ref().map(|scratch| scratch.path().to_owned());
+        self.run_with(command, &options, Arc::new(()))
     }
 
     pub(crate) fn run_with(
@@ -69,7 +84,7 @@ pub(crate) fn main(cases: &[Case]) -> ExitCode {
         }
         [role, name] if role == "--drive" => {
             let case = find(name).expect("a case");
-            (case.drive)(&Driver { name: case.name, machine: Machine::new() });
+            (case.drive)(&Driver::new(case.name));
             return ExitCode::SUCCESS;
         }
         _ => {}
