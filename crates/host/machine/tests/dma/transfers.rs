@@ -4,7 +4,9 @@ use std::fs::File;
 use std::sync::Arc;
 
 use lychgate_iommufd::PAGE_SIZE;
-use lychgate_machine::{FrameOrder, Machine, MachineBuilder, NamespaceSource, Policy, System};
+use lychgate_machine::{
+    FrameOrder, Machine, MachineBuilder, MemlockPolicy, NamespaceSource, Policy, System,
+};
 use lychgate_types::Errno;
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -103,7 +105,7 @@ fn a_second_program_gets_the_device_when_the_first_has_closed_it() {
 
 #[test]
 fn what_cannot_be_pinned_cannot_be_mapped() {
-    let machine = machine(MachineBuilder::new());
+    let machine = machine(MachineBuilder::new().memlock(MemlockPolicy::Enforce));
     let program = Program::new(Arc::clone(&machine) as _);
     let device = Opened::by_group(&program);
     let memory = PrivateMemory::new(LEN);
