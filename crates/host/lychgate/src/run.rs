@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use lychgate_interpose::{self as interpose, ExitStatus, Options};
+use anyhow::Context;
+use lychgate_interpose::{self as interpose, ExitStatus, Options, Scratch};
 use lychgate_machine::{
     BuildError, FaultListener, FaultStory, FrameOrder, IommuKind, Machine, MachineBuilder,
     MemlockPolicy, NamespaceSource, Policy,
@@ -70,8 +71,11 @@ pub(crate) fn supervise(
     command: &interpose::Command,
     printer: Arc<Printer>,
 ) -> Result<Ended, Failure> {
-    let machine = Arc::new(builder.build()?);
-    let options = Options::default();
+    // Dropped last, and made before there is another thread.
+    let scratch = Scratch::new().context("making a directory for temporary files")?;
+    let machine = Arc::new(builder.scratch(scratch.path()).build()?);
+    let mut options = Options::default();
+    options.scratch = Some(scratch.path().to_owned());
     let status = interpose::run(command, Arc::clone(&machine) as _, &options, printer);
     machine.settle();
     Ok(match status? {
@@ -142,6 +146,5 @@ impl FaultListener for Reporter {
 
 /// The path of this program, for starting it again.
 pub(crate) fn own_path() -> anyhow::Result<OsString> {
-    use anyhow::Context;
     Ok(std::env::current_exe().context("finding this program")?.into_os_string())
 }

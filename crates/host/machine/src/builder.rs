@@ -59,6 +59,7 @@ pub struct MachineBuilder {
     pub(crate) endpoints: Vec<(Bdf, Endpoint)>,
     pub(crate) allow_unsafe_interrupts: bool,
     pub(crate) listener: Option<Arc<dyn FaultListener>>,
+    pub(crate) scratch: Option<PathBuf>,
 }
 
 impl Default for MachineBuilder {
@@ -71,6 +72,7 @@ impl Default for MachineBuilder {
             endpoints: Vec::new(),
             allow_unsafe_interrupts: true,
             listener: None,
+            scratch: None,
         }
     }
 }
@@ -137,6 +139,14 @@ impl MachineBuilder {
     #[must_use]
     pub fn on_fault(mut self, listener: Arc<dyn FaultListener>) -> Self {
         self.listener = Some(listener);
+        self
+    }
+
+    /// Where the tree of `/dev` and `/sys` is written. A private directory in memory, unless said
+    /// otherwise.
+    #[must_use]
+    pub fn scratch(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.scratch = Some(directory.into());
         self
     }
 

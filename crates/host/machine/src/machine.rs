@@ -89,8 +89,8 @@ impl Machine {
         }
         faults.name_devices(assembly.names);
         let content = content(assembly.functions, &assembly.vfio, &platform);
-        let tree =
-            Tree::new(&content).map_err(BuildError::host("write the tree of /dev and /sys"))?;
+        let tree = Tree::new(&content, builder.scratch.as_deref())
+            .map_err(BuildError::host("write the tree of /dev and /sys"))?;
         Ok(Self {
             services: assembly.services,
             vfio: assembly.vfio,

@@ -66,9 +66,10 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Writes the tree into a private directory, in memory where the host has such a place.
-    pub fn new(content: &Content) -> io::Result<Self> {
-        let directory = private_directory()?;
+    /// Writes the tree into a private directory: in `place`, or in memory where the host has such a
+    /// place.
+    pub fn new(content: &Content, place: Option<&Path>) -> io::Result<Self> {
+        let directory = private_directory(place)?;
         let mut builder = Builder::new(directory.path());
         let mut nodes = content.nodes.clone();
         for (number, node) in &content.groups {
@@ -106,9 +107,12 @@ impl Tree {
 
 /// A directory of our own, preferably in memory: the tree is many small files, and it is written
 /// before the program starts.
-fn private_directory() -> io::Result<TempDir> {
+fn private_directory(place: Option<&Path>) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix("lychgate-");
+    if let Some(place) = place {
+        return builder.tempdir_in(place);
+    }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let in_memory = runtime.into_iter().chain([PathBuf::from("/dev/shm")]);
     in_memory

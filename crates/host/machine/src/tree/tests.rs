@@ -39,7 +39,7 @@ fn read(tree: &Tree, path: &str) -> String {
 
 #[test]
 fn a_client_finds_the_group_and_the_cdev_of_a_device() {
-    let tree = Tree::new(&content()).unwrap();
+    let tree = Tree::new(&content(), None).unwrap();
     let device = tree.path().join("sys/bus/pci/devices/0000:01:00.0");
     let group = fs::read_link(device.join("iommu_group")).unwrap();
     assert_eq!(group.file_name().unwrap(), "3");
@@ -53,7 +53,7 @@ fn a_client_finds_the_group_and_the_cdev_of_a_device() {
 
 #[test]
 fn attributes_come_from_configuration_space() {
-    let tree = Tree::new(&content()).unwrap();
+    let tree = Tree::new(&content(), None).unwrap();
     let at = "sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0";
     assert_eq!(read(&tree, &format!("{at}/vendor")), "0x1b36\n");
     assert_eq!(read(&tree, &format!("{at}/class")), "0x010802\n");
@@ -66,7 +66,7 @@ fn attributes_come_from_configuration_space() {
 
 #[test]
 fn every_link_leads_somewhere_in_the_tree() {
-    let tree = Tree::new(&content()).unwrap();
+    let tree = Tree::new(&content(), None).unwrap();
     let mut left = vec![tree.path().to_owned()];
     let mut links = 0;
     while let Some(directory) = left.pop() {
@@ -88,7 +88,7 @@ fn every_link_leads_somewhere_in_the_tree() {
 
 #[test]
 fn the_tree_ends_with_its_value() {
-    let tree = Tree::new(&content()).unwrap();
+    let tree = Tree::new(&content(), None).unwrap();
     let path = tree.path().to_owned();
     drop(tree);
     assert!(!path.exists());
