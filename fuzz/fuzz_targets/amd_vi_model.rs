@@ -68,6 +68,8 @@ enum Step {
         flags: u8,
         noise: Option<u64>,
     },
+    /// Tables that lead to a page, and a request for it right after everything was flushed.
+    Path(Path),
     Request(Request),
     /// A request right after everything was flushed.
     Flushed(Request),
@@ -81,6 +83,19 @@ enum Step {
         bytes: [u8; 4],
     },
     ReadAll,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Path {
+    mode: u8,
+    /// Level of the page's entry.
+    leaf: u8,
+    sized: bool,
+    /// IR and IW of the entry of each level, and of the device's at 0.
+    rights: [u8; 7],
+    frame: u64,
+    domain: u8,
+    request: Request,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -310,6 +325,12 @@ impl Rig {
                     | noise.unwrap_or(0);
                 self.store(START + slot, entry);
             }
+            Step::Path(path) => {
+                self.lay(path);
+                if self.flush() {
+                    self.compare(&path.request);
+                }
+            }
             Step::Request(request) => {
                 if let Some(runs) = self.request(request) {
                     let sum: u64 = runs.iter().map(|(_, len)| len).sum();
@@ -331,6 +352,30 @@ impl Rig {
                     self.read(offset);
                 }
             }
+        }
+    }
+
+    fn lay(&self, path: &Path) {
+        let mode = 1 + u64::from(path.mode % 6);
+        let leaf = 1 + u64::from(path.leaf) % mode;
+        let table = |level: u64| START + (8 + level) * 4096;
+        // A level whose rights are not both there is rare.
+        let rights = |level: u64| match path.rights[level as usize] {
+            few @ 0xf0.. => u64::from(few & 3) << 61,
+            _ => 3 << 61,
+        };
+        let device = DEVICE_TABLE + u64::from(path.request.device.id()) * 32;
+        self.store(device, 3 | mode << 9 | table(mode) | rights(0));
+        self.store(device + 8, u64::from(path.domain % 4));
+        for level in leaf..=mode {
+            let index = path.request.at.get() >> (12 + 9 * (level - 1)) & 511;
+            let address = path.frame & 0x000f_ffff_ffff_f000;
+            let entry = match level == leaf {
+                true if path.sized => address | 7 << 9,
+                true => address,
+                false => table(level - 1) | (level - 1) << 9,
+            };
+            self.store(table(level) + index * 8, entry | 1 | rights(level));
         }
     }
 

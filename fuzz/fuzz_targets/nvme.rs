@@ -38,6 +38,9 @@ const GET_LOG_PAGE: u8 = 0x02;
 const CREATE_CQ: u8 = 0x05;
 const GET_FEATURES: u8 = 0x0a;
 const READ: u8 = 0x02;
+const ADMIN_OPCODES: [u8; 10] =
+    [IDENTIFY, GET_LOG_PAGE, GET_FEATURES, 0x09, 0x08, 0x0c, CREATE_CQ, 0x01, 0x04, 0x00];
+const IO_OPCODES: [u8; 6] = [READ, 0x01, 0x05, 0x08, 0x09, 0x00];
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -71,6 +74,7 @@ enum Pointer {
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Dword {
+    Zero,
     Small(u8),
     Halves(u8, u8),
     Any(u32),
@@ -134,7 +138,7 @@ impl Pointer {
     fn get(self) -> u64 {
         match self {
             Self::Page(page) => (4 + u64::from(page) % DATA_PAGES) * PAGE,
-            Self::Byte(at) => 4 * PAGE + u64::from(at) % (DATA_PAGES * PAGE),
+            Self::Byte(at) => 4 * PAGE + u64::from(at & !3) % (DATA_PAGES * PAGE),
             Self::Any(at) => at,
         }
     }
@@ -143,6 +147,7 @@ impl Pointer {
 impl Dword {
     fn get(self) -> u32 {
         match self {
+            Self::Zero => 0,
             Self::Small(value) => u32::from(value % 16),
             Self::Halves(low, high) => u32::from(low) | u32::from(high) << 16,
             Self::Any(value) => value,
@@ -175,9 +180,13 @@ impl Value {
 impl Command {
     fn dwords(&self, cid: u16) -> [u32; 16] {
         let mut dwords = [0; 16];
-        // Fused operations and SGLs are rare.
+        // Fused operations and SGLs are rare, and so are opcodes that there are not.
         let flags = if self.flags < 8 { u32::from(self.flags) << 8 } else { 0 };
-        let opcode = if self.opcode < 0xc0 { self.opcode % 0x12 } else { self.opcode };
+        let known: &[u8] = if self.admin { &ADMIN_OPCODES } else { &IO_OPCODES };
+        let opcode = match self.opcode {
+            0..0xe0 => known[usize::from(self.opcode) % known.len()],
+            opcode => opcode,
+        };
         dwords[0] = u32::from(opcode) | flags | u32::from(cid) << 16;
         dwords[1] = if self.nsid == 0xff { u32::MAX } else { u32::from(self.nsid % 4) };
         for (at, pointer) in [(6, self.prp1), (8, self.prp2)] {
