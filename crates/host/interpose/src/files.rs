@@ -31,6 +31,8 @@ pub(crate) type Inode = (u64, u64);
 pub(crate) struct Opened {
     /// What serves it.
     pub(crate) file: Arc<dyn OpenFile>,
+    /// What it calls itself.
+    pub(crate) name: String,
     /// The device node that was opened, if it was one.
     pub(crate) node: Option<PathBuf>,
     /// The file position for `read` and `write`, in bytes.
@@ -287,7 +289,7 @@ fn inode_for(opened: &Opened) -> io::Result<OwnedFd> {
     if opened.file.wait_with(Arc::new(token)) {
         return Ok(pipe);
     }
-    let name = format!("lychgate:{}", opened.file.name());
+    let name = format!("lychgate:{}", opened.name);
     let memfd = rustix::fs::memfd_create(shorten(&name), MemfdFlags::CLOEXEC)?;
     Ok(memfd)
 }

@@ -1,4 +1,4 @@
-//! Names of ioctls, for people.
+//! Names of ioctls and flags, for people.
 
 /// The name of a VFIO or iommufd ioctl on a file of this name.
 pub(crate) fn ioctl(command: u32, file: &str) -> String {
@@ -57,4 +57,104 @@ pub(crate) fn ioctl(command: u32, file: &str) -> String {
         _ => return format!("ioctl {command:#x}"),
     };
     name.to_owned()
+}
+
+/// Flags of `open`.
+pub(crate) fn open_flags(flags: u32) -> String {
+    let access = match flags & libc::O_ACCMODE.cast_unsigned() {
+        0 => "O_RDONLY",
+        1 => "O_WRONLY",
+        2 => "O_RDWR",
+        _ => "O_ACCMODE",
+    };
+    // The first two have the bits of those behind them.
+    let names = [
+        (libc::O_SYNC, "O_SYNC"),
+        (libc::O_TMPFILE, "O_TMPFILE"),
+        (libc::O_CREAT, "O_CREAT"),
+        (libc::O_EXCL, "O_EXCL"),
+        (libc::O_NOCTTY, "O_NOCTTY"),
+        (libc::O_TRUNC, "O_TRUNC"),
+        (libc::O_APPEND, "O_APPEND"),
+        (libc::O_NONBLOCK, "O_NONBLOCK"),
+        (libc::O_DSYNC, "O_DSYNC"),
+        (libc::O_ASYNC, "O_ASYNC"),
+        (libc::O_DIRECT, "O_DIRECT"),
+        (0o100_000, "O_LARGEFILE"),
+        (libc::O_DIRECTORY, "O_DIRECTORY"),
+        (libc::O_NOFOLLOW, "O_NOFOLLOW"),
+        (libc::O_NOATIME, "O_NOATIME"),
+        (libc::O_CLOEXEC, "O_CLOEXEC"),
+        (libc::O_PATH, "O_PATH"),
+    ];
+    join(access.to_owned(), flags & !libc::O_ACCMODE.cast_unsigned(), &names)
+}
+
+/// Protection of `mmap`.
+pub(crate) fn protection(protection: i32) -> String {
+    let names = [
+        (libc::PROT_READ, "PROT_READ"),
+        (libc::PROT_WRITE, "PROT_WRITE"),
+        (libc::PROT_EXEC, "PROT_EXEC"),
+    ];
+    match protection {
+        libc::PROT_NONE => "PROT_NONE".to_owned(),
+        _ => join(String::new(), protection.cast_unsigned(), &names),
+    }
+}
+
+/// Flags of `mmap`.
+pub(crate) fn mapping(flags: i32) -> String {
+    let kind = match flags & libc::MAP_TYPE {
+        libc::MAP_SHARED => "MAP_SHARED",
+        libc::MAP_PRIVATE => "MAP_PRIVATE",
+        libc::MAP_SHARED_VALIDATE => "MAP_SHARED_VALIDATE",
+        _ => "MAP_FILE",
+    };
+    let names = [
+        (libc::MAP_FIXED, "MAP_FIXED"),
+        (libc::MAP_FIXED_NOREPLACE, "MAP_FIXED_NOREPLACE"),
+        (libc::MAP_32BIT, "MAP_32BIT"),
+        (libc::MAP_LOCKED, "MAP_LOCKED"),
+        (libc::MAP_NORESERVE, "MAP_NORESERVE"),
+        (libc::MAP_POPULATE, "MAP_POPULATE"),
+    ];
+    join(kind.to_owned(), (flags & !libc::MAP_TYPE).cast_unsigned(), &names)
+}
+
+/// `text|NAME|NAME|0xREST`.
+fn join(mut text: String, mut flags: u32, names: &[(i32, &str)]) -> String {
+    let mut add = |name: &str| {
+        if !text.is_empty() {
+            text.push('|');
+        }
+        text.push_str(name);
+    };
+    for (bits, name) in names {
+        let bits = bits.cast_unsigned();
+        if flags & bits == bits {
+            flags &= !bits;
+            add(name);
+        }
+    }
+    if flags != 0 {
+        add(&format!("{flags:#x}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_named_and_the_rest_is_a_number() {
+        assert_eq!(open_flags(0o2_000_002), "O_RDWR|O_CLOEXEC");
+        assert_eq!(open_flags(0), "O_RDONLY");
+        assert_eq!(open_flags(0o4_010_001), "O_WRONLY|O_SYNC");
+        assert_eq!(open_flags(0x8000_0000), "O_RDONLY|0x80000000");
+        assert_eq!(protection(3), "PROT_READ|PROT_WRITE");
+        assert_eq!(protection(0), "PROT_NONE");
+        assert_eq!(mapping(0x11), "MAP_SHARED|MAP_FIXED");
+    }
 }

@@ -44,6 +44,7 @@ pub(crate) struct Server {
     pub(crate) eventfds: EventFds,
     paths: Paths,
     tracer: Arc<dyn Tracer>,
+    traces: bool,
     descriptors: Range<u32>,
     calls: AtomicU64,
     spaces: Mutex<HashMap<u32, Known>>,
@@ -64,6 +65,21 @@ enum Answer {
     Answered,
 }
 
+/// A call, as the machine and the tracer are told of it.
+struct Called<'a> {
+    name: String,
+    function: &'static str,
+    fd: Option<i32>,
+    file: &'a str,
+}
+
+/// When a call is described.
+enum Moment {
+    Before,
+    /// It succeeded with this value.
+    After(i64),
+}
+
 /// What a file of the machine made of a call.
 enum Outcome {
     GoOn,
@@ -82,6 +98,7 @@ impl Server {
         files: Files,
         descriptors: Range<u32>,
     ) -> Self {
+        let traces = tracer.wants_calls();
         Self {
             listener,
             system,
@@ -89,6 +106,7 @@ impl Server {
             eventfds: EventFds::default(),
             paths,
             tracer,
+            traces,
             descriptors,
             calls: AtomicU64::new(0),
             spaces: Mutex::default(),
@@ -283,13 +301,13 @@ impl Server {
         }
     }
 
-    /// Lets a file of the machine work on a call, and answers it.
+    /// Lets a file of the machine work on a call, and answers it. `describe` gives its arguments as
+    /// text, before the work and after it.
     fn served(
         &self,
         n: &Notification,
-        name: String,
-        file: &str,
-        arguments: &str,
+        called: Called<'_>,
+        describe: impl Fn(&Caller<'_>, Moment) -> String,
         work: impl FnOnce(&Caller<'_>) -> Result<Outcome, Refusal>,
     ) -> Answer {
         let begin = Instant::now();
@@ -301,21 +319,40 @@ impl Server {
             process: caller.process,
             thread: n.pid,
             instruction: n.instruction,
-            name,
+            name: called.name,
+        };
+        let arguments = if self.traces { describe(&caller, Moment::Before) } else { String::new() };
+        let mut after = None;
+        let mut look = |value| {
+            if self.traces {
+                after = Some(describe(&caller, Moment::After(value)));
+            }
         };
         self.system.call_begins(call.clone());
         let outcome = work(&caller);
         self.system.call_ends();
         let result = match outcome {
             Ok(Outcome::GoOn) => self.listener.go_on(n.id).map(|()| Ok(0)),
-            Ok(Outcome::Value(value)) => self.listener.answer(n.id, Ok(value)).map(|()| Ok(value)),
+            Ok(Outcome::Value(value)) => {
+                look(value);
+                self.listener.answer(n.id, Ok(value)).map(|()| Ok(value))
+            }
             Ok(Outcome::File(file, node, access)) => self.end_with(n, file, node, access),
-            Ok(Outcome::FileAt(file, at)) => self.store(&caller, file, at),
+            Ok(Outcome::FileAt(file, at)) => self.store(&caller, file, at, &mut look),
             Err(refusal) => self.listener.answer(n.id, Err(refusal.errno)).map(|()| Err(refusal)),
         };
         if let Ok(result) = result {
             let duration = begin.elapsed();
-            self.tracer.served(&Served { call: &call, file, arguments, result: &result, duration });
+            self.tracer.served(&Served {
+                call: &call,
+                file: called.file,
+                function: called.function,
+                fd: called.fd,
+                arguments: &arguments,
+                after: after.as_deref().filter(|after| *after != arguments),
+                result: &result,
+                duration,
+            });
         }
         Answer::Answered
     }
@@ -350,6 +387,7 @@ impl Server {
         caller: &Caller<'_>,
         new: NewFile,
         address: u64,
+        look: &mut dyn FnMut(i64),
     ) -> Result<Result<i64, Refusal>, Gone> {
         use lychgate_iommufd::Client;
         let n = caller.notification;
@@ -363,7 +401,10 @@ impl Server {
             }
         });
         match given {
-            Ok(Ok(_)) => self.listener.answer(n.id, Ok(0)).map(|()| Ok(0)),
+            Ok(Ok(_)) => {
+                look(0);
+                self.listener.answer(n.id, Ok(0)).map(|()| Ok(0))
+            }
             Ok(Err(Gone)) => Err(Gone),
             Err(errno) => {
                 self.listener.answer(n.id, Err(errno))?;
@@ -383,7 +424,8 @@ impl Server {
             file.release();
             return Err(Errno::EMFILE);
         };
-        let opened = Opened { file, node, position: Mutex::new(0) };
+        let name = file.name();
+        let opened = Opened { file, name, node, position: Mutex::new(0) };
         Ok((self.files.open(opened, access)?, At::Number(number)))
     }
 

@@ -151,6 +151,10 @@ impl OpenFile for Context {
         self.dispatch(client, command, argument).map(Reply::Value)
     }
 
+    fn describe(&self, client: &dyn Client, command: u32, argument: u64) -> Option<String> {
+        crate::trace::describe(command, argument, client)
+    }
+
     fn release(&self) {
         let mut state = self.lock();
         state.closed = true;

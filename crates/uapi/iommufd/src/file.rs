@@ -68,6 +68,14 @@ pub trait OpenFile: Send + Sync {
     /// `ioctl(2)`. `argument` is the third argument as given, mostly a client address.
     fn ioctl(&self, client: &dyn Client, command: u32, argument: u64) -> Result<Reply>;
 
+    /// The name of an ioctl and the structure that it is given, as text: called before the ioctl it
+    /// shows what is asked, called after it what was answered. `None` for an ioctl that the file
+    /// does not have, and where the caller's memory cannot be read.
+    fn describe(&self, client: &dyn Client, command: u32, argument: u64) -> Option<String> {
+        let _ = (client, command, argument);
+        None
+    }
+
     /// `pread(2)` and, for files with a position of 0, `read(2)`: up to `count` bytes at `offset`
     /// into the client's `buffer`; gives the bytes read.
     fn read_at(&self, client: &dyn Client, buffer: u64, count: u64, offset: u64) -> Result<u64> {

@@ -174,6 +174,10 @@ impl OpenFile for DeviceFile {
         Ok(Reply::Value(0))
     }
 
+    fn describe(&self, client: &dyn Client, command: u32, argument: u64) -> Option<String> {
+        crate::trace::describe(command, argument, client)
+    }
+
     fn read_at(&self, client: &dyn Client, buffer: u64, count: u64, offset: u64) -> Result<u64> {
         self.require_granted()?;
         self.device.pci.read_region(client, buffer, count, offset)

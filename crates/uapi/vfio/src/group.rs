@@ -217,6 +217,10 @@ impl OpenFile for GroupFile {
         Ok(Reply::Value(0))
     }
 
+    fn describe(&self, client: &dyn Client, command: u32, argument: u64) -> Option<String> {
+        crate::trace::describe(command, argument, client)
+    }
+
     fn release(&self) {
         put(self.group.lock(), self.group.id);
     }

@@ -7,7 +7,7 @@ use lychgate_iommufd::{Client, MmapRequest, Refusal, Reply};
 use lychgate_types::Errno;
 use rustix::fs::OFlags;
 
-use super::{Answer, Outcome, Server, low, signed};
+use super::{Answer, Called, Moment, Outcome, Server, low, signed};
 use crate::caller::Caller;
 use crate::files::Opened;
 use crate::filter::KVM_SET_DEVICE_ATTR;
@@ -18,6 +18,9 @@ use crate::sys::notify::{At, Notification};
 const MOST_BYTES: u64 = 0x7fff_f000;
 /// The most pieces that one call takes (`UIO_MAXIOV`).
 const MOST_PIECES: u64 = 1024;
+
+/// How many bytes of a transfer are shown.
+const SHOWN_BYTES: usize = 16;
 
 /// `KVM_DEV_VFIO_FILE`.
 const KVM_DEV_VFIO_FILE: u32 = 1;
@@ -30,9 +33,14 @@ impl Server {
         }
         let Ok(Some(found)) = self.files.find(n.pid, fd) else { return Answer::GoOn };
         let file = &found.opened.file;
-        let file_name = file.name();
-        let name = names::ioctl(command, &file_name);
-        self.served(n, name, &file_name, &format!("{argument:#x}"), |caller| {
+        let file_name = found.opened.name.as_str();
+        let name = names::ioctl(command, file_name);
+        let describe = |caller: &Caller<'_>, _| {
+            file.describe(caller, command, argument)
+                .unwrap_or_else(|| format!("{}, {argument:#x}", names::ioctl(command, file_name)))
+        };
+        let called = Called { name, function: "ioctl", fd: Some(fd), file: file_name };
+        self.served(n, called, describe, |caller| {
             Ok(match file.ioctl(caller, command, argument)? {
                 Reply::Value(value) => Outcome::Value(i64::from(value)),
                 Reply::File(new) => Outcome::File(new, None, OFlags::RDWR),
@@ -72,8 +80,14 @@ impl Server {
         };
         let (kind, name) = Kind::of(libc::c_long::from(n.nr));
         let opened = &found.opened;
-        let arguments = format!("{:#x}, {:#x}, {:#x}", n.args[1], n.args[2], n.args[3]);
-        self.served(n, name.to_owned(), &opened.file.name(), &arguments, |caller| {
+        let describe = |caller: &Caller<'_>, moment| kind.describe(caller, &n.args, &moment);
+        let called = Called {
+            name: name.to_owned(),
+            function: name,
+            fd: Some(signed(n.args[0])),
+            file: &opened.name,
+        };
+        self.served(n, called, describe, |caller| {
             let allowed = if kind.write { found.writable() } else { found.readable() };
             if !allowed {
                 return Err(Refusal::new(Errno::EBADF, "the file is not open for this"));
@@ -115,8 +129,17 @@ impl Server {
             shared: flags & libc::MAP_SHARED != 0,
         };
         let file = &found.opened.file;
-        let arguments = format!("{:#x} bytes at {:#x}", request.len, request.offset);
-        self.served(n, "mmap".to_owned(), &file.name(), &arguments, |_| {
+        let describe = |_: &Caller<'_>, _| {
+            let (protection, flags) = (names::protection(protection), names::mapping(flags));
+            format!("{:#x}, {protection}, {flags}, {:#x}", request.len, request.offset)
+        };
+        let called = Called {
+            name: "mmap".to_owned(),
+            function: "mmap",
+            fd: Some(signed(n.args[4])),
+            file: &found.opened.name,
+        };
+        self.served(n, called, describe, |_| {
             file.mmap(&request)?;
             if file.backing().is_none() {
                 return Err(Refusal::new(Errno::ENODEV, "this file has no memory to map"));
@@ -178,6 +201,45 @@ impl Kind {
             _ => (kind(true, true, true, true), "pwritev2"),
         }
     }
+
+    /// The arguments behind the descriptor: the buffer as its bytes once they are there and where
+    /// they are few, then its length, and the offset.
+    fn describe(self, caller: &Caller<'_>, args: &[u64; 6], moment: &Moment) -> String {
+        let [_, buffer, count, offset, ..] = *args;
+        let there = match moment {
+            Moment::Before if self.write => Some(count),
+            Moment::After(length) if !self.write => u64::try_from(*length).ok(),
+            _ => None,
+        };
+        let mut bytes = [0; SHOWN_BYTES];
+        let bytes = there.filter(|_| !self.pieces).and_then(|length| {
+            let bytes = bytes.get_mut(..usize::try_from(length).ok()?)?;
+            caller.read(buffer, bytes).ok()?;
+            Some(bytes)
+        });
+        let buffer = match (bytes, self.write, moment) {
+            (Some(bytes), ..) => format!("\"{}\"", escape(bytes)),
+            // What a write took does not change: as before.
+            (None, true, Moment::After(_)) if !self.pieces && count <= SHOWN_BYTES as u64 => {
+                return self.describe(caller, args, &Moment::Before);
+            }
+            _ => format!("{buffer:#x}"),
+        };
+        if self.at_offset {
+            format!("{buffer}, {count}, {offset:#x}")
+        } else {
+            format!("{buffer}, {count}")
+        }
+    }
+}
+
+/// Each byte as `\xNN`.
+fn escape(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "\\x{byte:02x}");
+        text
+    })
 }
 
 /// Reads `struct iovec`s.

@@ -10,9 +10,10 @@ use lychgate_machine::Node;
 use lychgate_types::Errno;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 
-use super::{Answer, Outcome, Server, low, signed};
+use super::{Answer, Called, Outcome, Server, low, signed};
 use crate::attributes::Attributes;
 use crate::caller::Caller;
+use crate::names;
 use crate::paths::{Last, Listing, Place};
 use crate::process;
 use crate::sys::notify::{At, Notification};
@@ -102,12 +103,17 @@ impl Server {
 
     fn open_node(&self, n: &Notification, path: &Path, flags: OFlags) -> Answer {
         let name = path.to_string_lossy().into_owned();
-        let arguments = format!("{:#o}", flags.bits());
-        self.served(n, "open".to_owned(), &name, &arguments, |caller| {
-            let file = self.system.open(path, caller)?;
-            let new = NewFile { file, cloexec: flags.contains(OFlags::CLOEXEC) };
-            Ok(Outcome::File(new, Some(path.to_owned()), flags & KEPT))
-        })
+        let called = Called { name: "open".to_owned(), function: "open", fd: None, file: &name };
+        self.served(
+            n,
+            called,
+            |_, _| names::open_flags(flags.bits()),
+            |caller| {
+                let file = self.system.open(path, caller)?;
+                let new = NewFile { file, cloexec: flags.contains(OFlags::CLOEXEC) };
+                Ok(Outcome::File(new, Some(path.to_owned()), flags & KEPT))
+            },
+        )
     }
 
     /// A descriptor by its link in `/proc` is opened like the node it was opened from.
@@ -364,7 +370,7 @@ impl Server {
     fn name_of_file(&self, n: &Notification, who: &OsStr, fd: i32) -> Option<PathBuf> {
         let thread = thread(n, who)?;
         if let Ok(Some(found)) = self.files.find(thread, fd) {
-            let name = || PathBuf::from(format!("anon_inode:[{}]", found.opened.file.name()));
+            let name = || PathBuf::from(format!("anon_inode:[{}]", found.opened.name));
             return Some(found.opened.node.clone().unwrap_or_else(name));
         }
         let link = process::link_of_file(thread, fd)?;
