@@ -8,6 +8,8 @@ pub use memory::MemoryStorage;
 
 use std::io;
 
+use lychgate_model::FileBytes;
+
 /// Bytes that outlive a transfer. Callers stay below [`Storage::len`]; beyond it, and on a medium
 /// that fails, a method answers with an error and never panics.
 pub trait Storage: Send + Sync {
@@ -45,6 +47,13 @@ pub trait Storage: Send + Sync {
     /// As [`Storage::lend`], for bytes that are about to be stored.
     fn lend_mut(&self, offset: u64, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Option<usize> {
         let _ = (offset, len, fill);
+        None
+    }
+
+    /// The `len` bytes at `offset` as a part of a file, if system calls can take them from there
+    /// and need not wait for the medium: they then move to memory in one copy.
+    fn file_bytes(&self, offset: u64, len: usize) -> Option<FileBytes<'_>> {
+        let _ = (offset, len);
         None
     }
 }

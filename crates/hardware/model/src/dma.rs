@@ -1,6 +1,7 @@
 //! DMA as a function issues it.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 use lychgate_types::{Iova, Pasid, RequesterId};
 
@@ -37,6 +38,20 @@ impl fmt::Debug for DmaRequest<'_> {
     }
 }
 
+/// Bytes of a file, in a place from which system calls can take them.
+#[derive(Clone, Copy, Debug)]
+pub struct FileBytes<'a> {
+    /// The file, open for reading.
+    pub file: BorrowedFd<'a>,
+    /// Position of the first byte.
+    pub offset: u64,
+    /// Length in bytes, not 0.
+    pub len: usize,
+    /// The address of the first byte in a mapping of the file. It is for system calls alone: when
+    /// somebody truncates the file, theirs is an error, and an access of this process SIGBUS.
+    pub mapped: usize,
+}
+
 /// What a function learns of a transfer that did not complete: an Unsupported Request or a
 /// Completer Abort. Bytes before `at`, in the order of the segments, may have moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -56,6 +71,18 @@ pub trait Upstream: Send + Sync {
     /// Memory writes: stores `from`, whose length is the sum of the segments. An aligned write of
     /// 4 or 8 bytes in one segment is a single access, ordered after every earlier write.
     fn write(&self, request: &DmaRequest<'_>, from: &[u8]) -> Result<(), DmaError>;
+
+    /// As [`Upstream::write`], with bytes that are still in a file, and in one copy. `None`, with
+    /// any part of the bytes stored, where that does not work: [`Upstream::write`] does, or says
+    /// why not.
+    fn write_from(
+        &self,
+        request: &DmaRequest<'_>,
+        from: &FileBytes<'_>,
+    ) -> Option<Result<(), DmaError>> {
+        let _ = (request, from);
+        None
+    }
 
     /// A message-signalled interrupt: a posted 4-byte write of `data` to `address` without PASID,
     /// ordered after every earlier write of the function.

@@ -13,7 +13,7 @@ pub mod pci;
 
 pub use cache::{Cache, Policy, Span};
 pub use config_space::{Capabilities, ConfigSpace, Header, MsiLayout, MsixLayout};
-pub use dma::{DmaError, DmaRequest, DmaSegment, Upstream};
+pub use dma::{DmaError, DmaRequest, DmaSegment, FileBytes, Upstream};
 pub use fault::{FaultAccess, FaultCause, FaultObserver, FaultRecord};
 pub use iommu::{Aborted, Access, IommuPort, Translation};
 pub use msix::{Msix, MsixGate};

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use lychgate_model::{Access, DmaError, DmaRequest, IommuPort, Msi, Translation, Upstream};
+use lychgate_model::{
+    Access, DmaError, DmaRequest, FileBytes, IommuPort, Msi, Translation, Upstream,
+};
 use lychgate_types::{BusError, Iova, Memory, PhysRun, RequesterId};
 use lychgate_vfio::VfioPciDevice;
 
@@ -43,6 +45,19 @@ impl Bus {
         access: Access,
         copy: &mut dyn FnMut(&[PhysRun]) -> Result<(), BusError>,
     ) -> Result<(), DmaError> {
+        self.try_transfer(request, access, copy).map_err(|stopped| {
+            let unreachable = matches!(stopped, Stopped::Copy(_));
+            self.report(request, access, stopped.at(), unreachable)
+        })
+    }
+
+    /// Translates, and hands the memory to `copy`.
+    fn try_transfer(
+        &self,
+        request: &DmaRequest<'_>,
+        access: Access,
+        copy: &mut dyn FnMut(&[PhysRun]) -> Result<(), BusError>,
+    ) -> Result<(), Stopped> {
         let one;
         let many;
         let translations = match request.segments {
@@ -61,16 +76,40 @@ impl Bus {
             unreachable = copied.is_err();
             copied
         });
-        let Err(aborted) = result else { return Ok(()) };
+        result.map_err(|aborted| {
+            if unreachable { Stopped::Copy(aborted.at) } else { Stopped::Iommu(aborted.at) }
+        })
+    }
+
+    fn report(
+        &self,
+        request: &DmaRequest<'_>,
+        access: Access,
+        at: Iova,
+        unreachable: bool,
+    ) -> DmaError {
         let abort = Abort {
             requester: request.requester,
             pasid: request.pasid,
             access,
-            iova: aborted.at,
+            iova: at,
             initiator: request.initiator.to_string(),
         };
         self.faults.aborted(abort, unreachable);
-        Err(DmaError { at: aborted.at })
+        DmaError { at }
+    }
+}
+
+/// Where a transfer ended, and by whom.
+enum Stopped {
+    Iommu(Iova),
+    Copy(Iova),
+}
+
+impl Stopped {
+    fn at(&self) -> Iova {
+        let (Self::Iommu(at) | Self::Copy(at)) = self;
+        *at
     }
 }
 
@@ -99,6 +138,19 @@ impl Upstream for Bus {
 
     fn write(&self, request: &DmaRequest<'_>, from: &[u8]) -> Result<(), DmaError> {
         self.transfer(request, Access::Write, &mut |runs| self.memory.write_runs(runs, from))
+    }
+
+    fn write_from(
+        &self,
+        request: &DmaRequest<'_>,
+        from: &FileBytes<'_>,
+    ) -> Option<Result<(), DmaError>> {
+        let copy = &mut |runs: &[PhysRun]| self.memory.write_runs_from(runs, from);
+        match self.try_transfer(request, Access::Write, copy) {
+            Ok(()) => Some(Ok(())),
+            Err(Stopped::Iommu(at)) => Some(Err(self.report(request, Access::Write, at, false))),
+            Err(Stopped::Copy(_)) => None,
+        }
     }
 
     fn msi(&self, requester: RequesterId, address: u64, data: u32) {

@@ -50,6 +50,12 @@ pub trait AddressSpace: Send + Sync {
     /// is mapped can be written, as by a device. An aligned span of 4 or 8 bytes is one store.
     fn write(&self, spans: &[Span], from: &[u8]) -> Result<(), Unreachable>;
 
+    /// The number by which `process_vm_writev` reaches this address space now and for as long as
+    /// its process makes no further call; `None` where only [`AddressSpace::write`] does.
+    fn number(&self) -> Option<u32> {
+        None
+    }
+
     /// The mappings that touch `len` bytes from `start`, ascending.
     fn vmas(&self, start: u64, len: u64) -> Result<Vec<Vma>, Unreachable>;
 

@@ -2,10 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use lychgate_endpoints::FileStorage;
+use lychgate_endpoints::{FileStorage, Storage};
+use lychgate_model::FileBytes;
 use rustix::fs::FlockOperation;
+
+use crate::mapped::Window;
 
 /// Bytes of a logical block.
 const BLOCK: u64 = 512;
@@ -59,7 +63,7 @@ pub enum ImageError {
 }
 
 /// Opens an image and holds it: alone if it is writable, with other readers if it is not.
-pub(crate) fn open(path: &Path, read_only: bool) -> Result<FileStorage, ImageError> {
+pub(crate) fn open(path: &Path, read_only: bool) -> Result<Image, ImageError> {
     let file = open_file(path, read_only)?;
     let failed = |error| ImageError::Open { path: path.to_owned(), error };
     let kind = file.metadata().map_err(failed)?.file_type();
@@ -76,12 +80,54 @@ pub(crate) fn open(path: &Path, read_only: bool) -> Result<FileStorage, ImageErr
         return Err(ImageError::InUse { path: path.to_owned() });
     }
     let storage = FileStorage::new(file, read_only).map_err(failed)?;
-    match lychgate_endpoints::Storage::len(&storage) {
+    match storage.len() {
         0 => Err(ImageError::Empty { path: path.to_owned() }),
         len if !len.is_multiple_of(BLOCK) => {
             Err(ImageError::PartialBlock { path: path.to_owned(), len })
         }
-        _ => Ok(storage),
+        len => {
+            // Without a mapping, large reads take two copies.
+            let window = Window::new(storage.as_fd(), len).ok();
+            Ok(Image { storage, window })
+        }
+    }
+}
+
+/// An open image.
+#[derive(Debug)]
+pub(crate) struct Image {
+    storage: FileStorage,
+    window: Option<Window>,
+}
+
+impl Storage for Image {
+    fn len(&self) -> u64 {
+        self.storage.len()
+    }
+
+    fn read_only(&self) -> bool {
+        self.storage.read_only()
+    }
+
+    fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.storage.read_at(offset, to)
+    }
+
+    fn write_at(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.storage.write_at(offset, from)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.storage.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.storage.discard(offset, len)
+    }
+
+    fn file_bytes(&self, offset: u64, len: usize) -> Option<FileBytes<'_>> {
+        let mapped = self.window.as_ref()?.address(offset, len)?;
+        Some(FileBytes { file: self.storage.as_fd(), offset, len, mapped })
     }
 }
 

@@ -1,14 +1,18 @@
 //! Memory that is mapped into this process and that others change at any time: the machine's RAM,
 //! and files in memory that clients map too.
 //!
-//! The only module of this crate with `unsafe`: it makes the mappings, and lends them as atomics.
+//! The only module of this crate with `unsafe`: it makes the mappings, lends them as atomics, and
+//! hands their addresses to system calls.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use lychgate_model::FileBytes;
 use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::client::Span;
 
 /// A readable and writable mapping of this process's own, unmapped on drop.
 ///
@@ -116,6 +120,18 @@ impl Mapping {
         Some(())
     }
 
+    /// Stores bytes of a file at `offset`; `None`, with any part stored, when that passes the end
+    /// of one of the two or fails.
+    pub(crate) fn write_from(&self, offset: usize, from: &FileBytes<'_>) -> Option<()> {
+        let inside = self.bytes().get(offset..offset.checked_add(from.len)?)?;
+        let position = libc::off_t::try_from(from.offset).ok()?;
+        let to = inside.as_ptr().cast_mut().cast();
+        // SAFETY: the bytes lie in the mapping, which is writable, and are atomics, so that the
+        // kernel may store to them beside any other access.
+        let read = unsafe { libc::pread(from.file.as_raw_fd(), to, from.len, position) };
+        (usize::try_from(read) == Ok(from.len)).then_some(())
+    }
+
     /// The bytes before the first aligned word, the words, and the bytes behind the last one.
     fn split(&self, offset: usize, len: usize) -> Option<(&[AtomicU8], &[AtomicU64], &[AtomicU8])> {
         let end = offset.checked_add(len).filter(|end| *end <= self.len)?;
@@ -133,6 +149,89 @@ impl Drop for Mapping {
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of a mapping of ours");
     }
+}
+
+/// A file that is mapped for system calls alone. Nothing here accesses it, so that no truncation
+/// ends this process.
+#[derive(Debug)]
+pub(crate) struct Window {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread, and a `Window` gives out no more than
+// its address.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// The first `len` bytes of a file, read-only.
+    pub(crate) fn new(file: BorrowedFd<'_>, len: u64) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let (prot, flags) = (ProtFlags::READ, MapFlags::SHARED);
+        // SAFETY: a null hint without MAP_FIXED replaces no mapping of the process.
+        let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, file, 0) }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len })
+    }
+
+    /// The address of `len` bytes at `offset`, if they are inside and in memory, so that a system
+    /// call hardly ever waits for the medium.
+    pub(crate) fn address(&self, offset: u64, len: usize) -> Option<usize> {
+        const PAGE: usize = 4096;
+        /// A transfer of 16 MiB, not aligned.
+        const MOST: usize = 4097;
+        let offset = usize::try_from(offset).ok()?;
+        let end = offset.checked_add(len).filter(|end| *end <= self.len)?;
+        let first = offset & !(PAGE - 1);
+        let mut resident = [0_u8; MOST];
+        let pages = resident.get_mut(..(end - first).div_ceil(PAGE))?;
+        let start = self.base.as_ptr().wrapping_add(first).cast();
+        // SAFETY: the range lies in the mapping, and `pages` has a byte for each page of it.
+        let result = unsafe { libc::mincore(start, end - first, pages.as_mut_ptr()) };
+        let there = result == 0 && pages.iter().all(|page| page & 1 == 1);
+        there.then(|| self.base.as_ptr().addr() + offset)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the range is the one that mmap gave, and nobody else unmaps it.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of a mapping of ours");
+    }
+}
+
+/// Copies the bytes at an address of this process to `to` in another one, in one call; `None`, with
+/// any part copied, when either is not there, or the process is this one.
+pub(crate) fn send(process: u32, from: usize, to: &[Span]) -> Option<()> {
+    if process == std::process::id() {
+        return None;
+    }
+    let remote = to.iter().map(|span| {
+        let base = usize::try_from(span.start).ok()?;
+        Some(libc::iovec { iov_base: ptr::without_provenance_mut(base), iov_len: span.len })
+    });
+    let remote = remote.collect::<Option<Vec<_>>>()?;
+    let len = to.iter().try_fold(0_usize, |sum, span| sum.checked_add(span.len))?;
+    let local = libc::iovec { iov_base: ptr::without_provenance_mut(from), iov_len: len };
+    let process = libc::pid_t::try_from(process).ok()?;
+    let count = libc::c_ulong::try_from(remote.len()).ok()?;
+    // SAFETY: the kernel loads from this process's side, or fails where nothing is mapped. What it
+    // stores to is not this process's memory, as was just checked.
+    let sent = unsafe { libc::process_vm_writev(process, &local, 1, remote.as_ptr(), count, 0) };
+    (usize::try_from(sent) == Ok(len)).then_some(())
+}
+
+/// Writes bytes of one file to another one at `position`, from the mapping of the first; `None`,
+/// with any part written, when that fails.
+pub(crate) fn store(to: BorrowedFd<'_>, position: u64, from: &FileBytes<'_>) -> Option<()> {
+    let position = libc::off_t::try_from(position).ok()?;
+    let address = ptr::without_provenance(from.mapped);
+    // SAFETY: the kernel only loads from the address, or fails where nothing is mapped.
+    let written = unsafe { libc::pwrite(to.as_raw_fd(), address, from.len, position) };
+    (usize::try_from(written) == Ok(from.len)).then_some(())
 }
 
 fn load_bytes(from: &[AtomicU8], to: &mut [u8]) {

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lychgate_iommufd::{MemFile, Mm};
+use lychgate_model::FileBytes;
 use lychgate_types::{BusError, Errno, Memory, OutOfMemory, Pages, PhysAddr, PhysRun};
 
 use self::file::{Files, PinnedFile};
@@ -96,6 +97,16 @@ impl PhysicalMemory {
             Backing::File(file) => file.with_word(chunk.mapping(), chunk.index(), offset, f),
             Backing::Private(_) => None,
         }
+    }
+
+    /// As [`Memory::write_runs`], with bytes that are still in a file. Each goes the way of one copy
+    /// or fails.
+    pub(crate) fn write_runs_from(
+        &self,
+        runs: &[PhysRun],
+        from: &FileBytes<'_>,
+    ) -> Result<(), BusError> {
+        transfer::write_from(self, runs, from)
     }
 
     fn load(&self, at: PhysAddr) -> Result<u64, BusError> {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
-use lychgate_model::{DmaError, DmaRequest, DmaSegment, Upstream};
+use lychgate_model::{DmaError, DmaRequest, DmaSegment, FileBytes, Upstream};
 use lychgate_types::{Iova, RequesterId};
 
 use super::initiator::{CommandData, PrpList};
@@ -13,6 +13,9 @@ use crate::storage::Storage;
 
 /// Bytes that pass through the bounce buffer at once, so that it stays in the second-level cache.
 const PIECE: usize = 256 << 10;
+
+/// From here on a transfer straight from a file is cheaper than one through the buffer.
+const LEAST_DIRECT: usize = 32 << 10;
 
 /// The function's way to memory.
 pub(crate) struct Bus {
@@ -44,6 +47,17 @@ impl Bus {
     ) -> Result<(), DmaError> {
         let done = self.upstream.write(&self.request(initiator, segments), from);
         done.inspect_err(|_| self.aborted.set(true))
+    }
+
+    /// As [`Bus::write`]; see [`Upstream::write_from`].
+    fn write_from(
+        &self,
+        initiator: &dyn fmt::Display,
+        segments: &[DmaSegment],
+        from: &FileBytes<'_>,
+    ) -> Option<Result<(), DmaError>> {
+        let done = self.upstream.write_from(&self.request(initiator, segments), from)?;
+        Some(done.inspect_err(|_| self.aborted.set(true)))
     }
 
     pub(crate) fn msi(&self, msi: lychgate_model::Msi) {
@@ -218,6 +232,13 @@ impl Mover {
         len: u64,
     ) -> Result<(), Status> {
         let Self { segments, piece, bounce, .. } = self;
+        if let Ok(len) = usize::try_from(len)
+            && len >= LEAST_DIRECT
+            && let Some(bytes) = storage.file_bytes(offset, len)
+            && let Some(sent) = bus.write_from(&command, segments, &bytes)
+        {
+            return sent.map_err(|_| Status::DATA_TRANSFER_ERROR);
+        }
         let mut cursor = Cursor::default();
         let mut send = |bytes: &[u8]| {
             cursor.take(segments, bytes.len(), piece);

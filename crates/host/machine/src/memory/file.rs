@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use lychgate_iommufd::{MemFile, PinSource};
+use lychgate_model::FileBytes;
 use lychgate_types::{Errno, PhysRun};
 use rustix::fs::{Mode, OFlags, SealFlags};
 use rustix::io::Errno as Os;
@@ -20,7 +21,7 @@ use super::frames::{Backing, Frames};
 use super::layout::{CHUNK, PAGE};
 use super::space::Space;
 use crate::client::Span;
-use crate::mapped::Mapping;
+use crate::mapped::{self, Mapping};
 
 /// Device and inode.
 pub(crate) type FileKey = (u64, u64);
@@ -128,6 +129,27 @@ impl FileBacking {
         self.through_views(position, from.len(), |space, span| {
             space.access().write(&[span], from).ok()
         })
+    }
+
+    /// Stores bytes of another file at `offset` in a chunk of this one, if that takes one copy.
+    pub(crate) fn write_from(
+        &self,
+        map: &OnceLock<Option<Mapping>>,
+        chunk: u64,
+        offset: u64,
+        from: &FileBytes<'_>,
+    ) -> Option<()> {
+        let position = chunk.checked_mul(CHUNK)?.checked_add(offset)?;
+        if let Some(mapping) = self.mapping(map, chunk) {
+            self.check(position, from.len)?;
+            return mapping.write_from(usize::try_from(offset).ok()?, from);
+        }
+        let opened = self.opened.get()?;
+        let end = position.checked_add(from.len as u64)?;
+        if opened.size_now()? < end {
+            return None;
+        }
+        mapped::store(opened.fd.as_fd(), position, from)
     }
 
     /// The word at `offset` of a chunk, a multiple of 8, where the chunk is mapped.

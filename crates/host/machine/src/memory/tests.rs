@@ -6,11 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicUsize;
 
 use lychgate_iommufd::Accounting;
+use lychgate_model::FileBytes;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::*;
 use crate::client::{Span, Unreachable, Vma};
-use crate::mapped::Mapping;
+use crate::mapped::{self, Mapping, Window};
 
 const PAGE: u64 = 4096;
 
@@ -84,6 +85,65 @@ impl AddressSpace for OwnSpace {
     fn open_file(&self, vma: &Vma) -> Option<OwnedFd> {
         let (_, fd) = self.shared.iter().find(|(known, _)| known == vma)?;
         fd.as_ref()?.try_clone().ok()
+    }
+
+    fn user(&self) -> u32 {
+        1000
+    }
+}
+
+/// Another process, by its number too.
+struct Child(std::process::Child);
+
+impl Child {
+    /// One that waits, and untouched memory at the low end of its stack.
+    fn start() -> (Self, u64) {
+        let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let maps = fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
+        let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+        let start = u64::from_str_radix(stack.split('-').next().unwrap(), 16).unwrap();
+        (Self(child), start)
+    }
+
+    fn memory(&self) -> File {
+        let path = format!("/proc/{}/mem", self.0.id());
+        OpenOptions::new().read(true).write(true).open(path).unwrap()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl AddressSpace for Child {
+    fn process(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn read(&self, _: &[Span], _: &mut [u8]) -> Result<(), Unreachable> {
+        Err(Unreachable)
+    }
+
+    fn write(&self, _: &[Span], _: &[u8]) -> Result<(), Unreachable> {
+        Err(Unreachable)
+    }
+
+    fn number(&self) -> Option<u32> {
+        Some(self.0.id())
+    }
+
+    fn vmas(&self, start: u64, len: u64) -> Result<Vec<Vma>, Unreachable> {
+        let end = start + len;
+        let (read, write, shared) = (true, true, false);
+        let name = "[stack]".into();
+        Ok(vec![Vma { start, end, read, write, shared, offset: 0, file: None, name }])
+    }
+
+    fn open_file(&self, _: &Vma) -> Option<OwnedFd> {
+        None
     }
 
     fn user(&self) -> u32 {
@@ -324,4 +384,83 @@ fn chunks_that_nobody_pins_are_let_go_in_the_end() {
     assert_eq!(memory.total_pins(), (40 << 30) / PAGE);
     file.unpin(&pinned);
     assert_eq!(memory.total_pins(), 0);
+}
+
+/// A file on disk, a window on it, and what it holds.
+fn image(len: u32) -> (File, Window, Vec<u8>) {
+    let content: Vec<u8> =
+        (0..len).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&content, 0).unwrap();
+    let window = Window::new(file.as_fd(), len.into()).unwrap();
+    (file, window, content)
+}
+
+fn part<'a>(file: &'a File, window: &Window, offset: u64, len: usize) -> FileBytes<'a> {
+    FileBytes { file: file.as_fd(), offset, len, mapped: window.address(offset, len).unwrap() }
+}
+
+#[test]
+fn bytes_of_a_file_reach_every_kind_of_memory_in_one_copy() {
+    let memory = memory(FrameOrder::Fragmented { seed: 3 });
+    let (file, window, content) = image(0x1_0000);
+    let from = part(&file, &window, 0x1800, 0x3000);
+    let expected = &content[0x1800..0x4800];
+    let mut seen = vec![0; 0x3000];
+
+    let ram = memory.alloc(0x4000).unwrap();
+    memory.write_runs_from(&[PhysRun { start: ram, len: 0x3000 }], &from).unwrap();
+    memory.read(ram, &mut seen).unwrap();
+    assert!(seen == expected, "RAM");
+
+    for seals in [SealFlags::SHRINK, SealFlags::empty()] {
+        let client = memfd(0x4000, seals);
+        let runs = memory.mem_file(client.try_clone().unwrap()).unwrap().pin(0, 0x3000, true);
+        memory.write_runs_from(&runs.unwrap(), &from).unwrap();
+        rustix::io::pread(&client, &mut seen[..], 0).unwrap();
+        assert!(seen == expected, "a file with {seals:?}");
+    }
+
+    let (child, stack) = Child::start();
+    let theirs = child.memory();
+    let runs = memory.mm(Arc::new(child)).pin(stack, 0x3000, true).unwrap();
+    memory.write_runs_from(&runs, &from).unwrap();
+    theirs.read_exact_at(&mut seen, stack).unwrap();
+    assert!(seen == expected, "private memory");
+}
+
+#[test]
+fn a_file_that_is_truncated_under_its_window_is_an_error_and_not_a_signal() {
+    let memory = memory(FrameOrder::Contiguous);
+    let (file, window, _) = image(0x1_0000);
+    let from = part(&file, &window, 0, 0x1_0000);
+    file.set_len(0x800).unwrap();
+    let ram = memory.alloc(0x1_0000).unwrap();
+    let client = memory.mem_file(memfd(0x1_0000, SealFlags::empty())).unwrap();
+    let client = client.pin(0, 0x1_0000, true).unwrap();
+    let (child, stack) = Child::start();
+    let theirs = memory.mm(Arc::new(child)).pin(stack, 0x1_0000, true).unwrap();
+    for runs in [&[PhysRun { start: ram, len: 0x1_0000 }][..], &client, &theirs] {
+        assert!(memory.write_runs_from(runs, &from).is_err());
+    }
+}
+
+#[test]
+fn a_transfer_from_a_file_never_makes_a_clients_file_longer_nor_reaches_this_process() {
+    let memory = memory(FrameOrder::Contiguous);
+    let (file, window, _) = image(0x1_0000);
+    let from = part(&file, &window, 0, 0x4000);
+    for seals in [SealFlags::GROW, SealFlags::SHRINK] {
+        let client = memfd(0x4000, seals);
+        let runs = memory.mem_file(client.try_clone().unwrap()).unwrap().pin(0, 0x4000, true);
+        let past = PhysRun { start: runs.unwrap()[0].start.wrapping_add(0x1000), len: 0x4000 };
+        assert!(memory.write_runs_from(&[past], &from).is_err());
+        assert_eq!(rustix::fs::fstat(&client).unwrap().st_size, 0x4000);
+    }
+    assert_eq!(
+        mapped::send(std::process::id(), from.mapped, &[Span { start: 0x1000, len: 1 }]),
+        None
+    );
+    assert_eq!(window.address(0xf000, 0x1001), None);
+    assert_eq!(window.address(u64::MAX, 2), None);
 }

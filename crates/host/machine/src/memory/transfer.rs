@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use lychgate_model::FileBytes;
 use lychgate_types::{BusError, PhysAddr, PhysRun};
 
 use super::PhysicalMemory;
@@ -10,6 +11,7 @@ use super::frames::{Backing, Chunk};
 use super::layout::CHUNK;
 use super::space::Space;
 use crate::client::Span;
+use crate::mapped;
 
 /// A part of a transfer that is reached in one way.
 struct Piece {
@@ -92,6 +94,40 @@ pub(super) fn write(
         done.ok_or(error)?;
     }
     Ok(())
+}
+
+/// Stores bytes of a file to `runs`.
+pub(super) fn write_from(
+    memory: &PhysicalMemory,
+    runs: &[PhysRun],
+    from: &FileBytes<'_>,
+) -> Result<(), BusError> {
+    let pieces = pieces(memory, runs, from.len)?;
+    for group in pieces.chunk_by(same_space) {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+        let part = first.bytes.start..last.bytes.end;
+        let done = file_part(from, part).and_then(|from| match (&first.place, first.space()) {
+            (_, Some(space)) => mapped::send(space.access().number()?, from.mapped, &spans(group)),
+            (Place::Ram(offset), _) => memory.ram.bytes().write_from(*offset, &from),
+            (Place::Chunk(chunk, offset), _) => match chunk.backing() {
+                Backing::File(file) => {
+                    file.write_from(chunk.mapping(), chunk.index(), *offset, &from)
+                }
+                Backing::Private(_) => None,
+            },
+        });
+        done.ok_or(BusError { at: first.at })?;
+    }
+    Ok(())
+}
+
+fn file_part<'a>(whole: &FileBytes<'a>, part: Range<usize>) -> Option<FileBytes<'a>> {
+    Some(FileBytes {
+        offset: whole.offset.checked_add(part.start as u64)?,
+        mapped: whole.mapped.checked_add(part.start)?,
+        len: part.len(),
+        ..*whole
+    })
 }
 
 /// Cuts runs where the way to the bytes changes. The lengths must add up to `len`.
