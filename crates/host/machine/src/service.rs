@@ -1,8 +1,9 @@
 //! The thread that gives a function time to work.
 //!
 //! Stores to mapped registers are found by looking, so an idle function is looked at again: at once
-//! for a while, then after giving other threads the processor, then after sleeps that grow from 20
-//! to 200 us. An access that is trapped wakes the thread.
+//! for a while, then after giving other threads the processor, then after sleeps. A sleep is a
+//! sixteenth of the time that the function has been idle, so that it makes no answer much later than
+//! the program made its question, and 1 ms at most. An access that is trapped wakes the thread.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ const SPINS: u32 = 100;
 /// Looks with a yield between them, after that.
 const YIELDS: u32 = 50;
 const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
-const LONGEST_SLEEP: Duration = Duration::from_micros(200);
+const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// A running service thread; it stops when this is dropped.
 pub(crate) struct ServiceThread {
@@ -54,35 +55,44 @@ impl Drop for ServiceThread {
 }
 
 fn serve(function: &dyn PciFunction, stop: &AtomicBool) {
-    let mut idle = 0_u32;
+    let mut idle = Idle::default();
     while !stop.load(Ordering::Acquire) {
         match function.service() {
-            Service::Busy => idle = 0,
-            Service::Idle => {
-                pause(idle);
-                idle = idle.saturating_add(1);
-            }
+            Service::Busy => idle = Idle::default(),
+            Service::Idle => idle.pause(),
             Service::At(when) => {
                 thread::park_timeout(when.saturating_duration_since(Instant::now()));
-                idle = 0;
+                idle = Idle::default();
             }
             Service::Asleep => {
                 thread::park();
-                idle = 0;
+                idle = Idle::default();
             }
         }
     }
 }
 
-/// The pause after so many looks that found nothing.
-fn pause(idle: u32) {
-    if idle < SPINS {
-        std::hint::spin_loop();
-    } else if idle < SPINS + YIELDS {
-        thread::yield_now();
-    } else {
-        let longer = SHORTEST_SLEEP.saturating_mul(idle - SPINS - YIELDS + 1);
-        thread::park_timeout(longer.min(LONGEST_SLEEP));
+/// Looks that found nothing.
+#[derive(Default)]
+struct Idle {
+    looks: u32,
+    /// When the first sleep began.
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// The pause after one look more.
+    fn pause(&mut self) {
+        let before = self.looks;
+        self.looks = before.saturating_add(1);
+        if before < SPINS {
+            std::hint::spin_loop();
+        } else if before < SPINS + YIELDS {
+            thread::yield_now();
+        } else {
+            let since = *self.since.get_or_insert_with(Instant::now);
+            thread::park_timeout((since.elapsed() / 16).clamp(SHORTEST_SLEEP, LONGEST_SLEEP));
+        }
     }
 }
 
