@@ -1,5 +1,6 @@
 //! Files, directories and relative links below a root, by the absolute paths that programs use.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -8,22 +9,24 @@ use std::path::{Path, PathBuf};
 /// Writes below a root.
 pub(super) struct Builder<'a> {
     root: &'a Path,
+    /// Directories that were asked for and are there.
+    made: HashSet<PathBuf>,
 }
 
 impl<'a> Builder<'a> {
     pub(super) fn new(root: &'a Path) -> Self {
-        Self { root }
+        Self { root, made: HashSet::new() }
     }
 
     /// Makes a directory and those above it.
     pub(super) fn directory(&mut self, path: &str) -> io::Result<()> {
-        fs::create_dir_all(self.below(path))
+        self.make(&self.below(path))
     }
 
     /// Writes a file, and makes the directories above it.
     pub(super) fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         let at = self.below(path);
-        make_parent(&at)?;
+        self.make_parent(&at)?;
         fs::write(at, content)
     }
 
@@ -36,17 +39,25 @@ impl<'a> Builder<'a> {
     /// has them.
     pub(super) fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
         let at = self.below(path);
-        make_parent(&at)?;
+        self.make_parent(&at)?;
         symlink(relative(path, target), at)
+    }
+
+    fn make_parent(&mut self, path: &Path) -> io::Result<()> {
+        path.parent().map_or(Ok(()), |parent| self.make(parent))
+    }
+
+    fn make(&mut self, directory: &Path) -> io::Result<()> {
+        if !self.made.contains(directory) {
+            fs::create_dir_all(directory)?;
+            self.made.insert(directory.to_owned());
+        }
+        Ok(())
     }
 
     fn below(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
-}
-
-fn make_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
 /// The way from the directory of `from` to `to`; both are absolute.
