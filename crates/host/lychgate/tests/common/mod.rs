@@ -18,6 +18,26 @@ pub(crate) fn lychgate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_lychgate"))
 }
 
+/// The command under test, as a user without any privilege: as it is, or as `nobody` for root, from a
+/// copy in `directory` that `nobody` can reach. `None`, with the reason printed, where that cannot be.
+pub(crate) fn lychgate_as_nobody(directory: &Path) -> Option<Command> {
+    if !rustix::process::geteuid().is_root() {
+        return Some(lychgate());
+    }
+    if !have("setpriv") {
+        return None;
+    }
+    let program = directory.join("lychgate");
+    fs::copy(env!("CARGO_BIN_EXE_lychgate"), &program).expect("a copy");
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--bounding-set=-all", "--inh-caps=-all"])
+        .arg(program)
+        .current_dir(directory);
+    Some(command)
+}
+
 /// A temporary directory that every user can use.
 pub(crate) fn scratch() -> TempDir {
     let directory = TempDir::new().expect("a temporary directory");
