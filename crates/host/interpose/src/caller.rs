@@ -8,8 +8,9 @@ use lychgate_machine::Span;
 use lychgate_types::Errno;
 use rustix::fs::{FileType, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::thread::CapabilitySet;
 
-use crate::process::{self, Status};
+use crate::process;
 use crate::server::Server;
 use crate::sys::memory;
 use crate::sys::notify::Notification;
@@ -103,14 +104,16 @@ impl Client for Caller<'_> {
     }
 
     fn capable(&self, cap: Cap) -> bool {
-        let bit = match cap {
-            Cap::IpcLock => 14,
-            Cap::SysRawio => 17,
-            Cap::SysResource => 24,
+        let cap = match cap {
+            Cap::IpcLock => CapabilitySet::IPC_LOCK,
+            Cap::SysRawio => CapabilitySet::SYS_RAWIO,
+            Cap::SysResource => CapabilitySet::SYS_RESOURCE,
         };
+        let thread = i32::try_from(self.thread()).ok().and_then(Pid::from_raw);
+        let has = |thread| rustix::thread::capabilities(Some(thread)).map(|sets| sets.effective);
         // The machine's initial user namespace is the supervisor's.
-        let has = |status: Status| status.capabilities().is_some_and(|set| set & 1 << bit != 0);
-        Status::of(self.thread()).is_ok_and(has) && process::is_in_our_user_namespace(self.thread())
+        thread.is_some_and(|thread| has(thread).is_ok_and(|set| set.contains(cap)))
+            && process::is_in_our_user_namespace(self.thread())
     }
 
     fn memlock_limit(&self) -> u64 {

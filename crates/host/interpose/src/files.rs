@@ -16,13 +16,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lychgate_iommufd::{OpenFile, Readiness};
 use lychgate_types::Errno;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, Stat};
 
 use crate::process;
 use crate::sys::lock;
 
 /// How often a hint is looked at again: the hint comes just before the mark goes.
 const LOOKS: u32 = 12;
+
+/// How many threads' tables are kept open.
+const MANY_THREADS: usize = 64;
 
 /// Inode and device, as `stat` gives them.
 pub(crate) type Inode = (u64, u64);
@@ -61,6 +64,9 @@ impl Found {
 pub(crate) struct Files {
     inotify: OwnedFd,
     table: Mutex<Table>,
+    /// `/proc/THREAD/fd` of threads that made calls: a look-up in one that is open takes half the
+    /// time.
+    threads: Mutex<HashMap<u32, Arc<OwnedFd>>>,
     /// Held from the hints up to the end of the releases they bring about.
     releasing: Mutex<()>,
 }
@@ -116,7 +122,7 @@ impl Files {
     pub(crate) fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let table = Mutex::new(Table { next_mark: 1, ..Table::default() });
-        Ok(Self { inotify, table, releasing: Mutex::new(()) })
+        Ok(Self { inotify, table, threads: Mutex::default(), releasing: Mutex::new(()) })
     }
 
     /// What becomes readable when [`Files::settle`] has something to do.
@@ -178,8 +184,27 @@ impl Files {
     /// The file behind a descriptor of a thread: `Ok(None)` for one that is not ours, `EBADF` for
     /// none at all.
     pub(crate) fn find(&self, thread: u32, fd: i32) -> Result<Option<Found>, Errno> {
-        let stat = process::stat_file(thread, fd)?;
+        let stat = self.stat(thread, fd)?;
         Ok(self.find_inode(thread, fd, (stat.st_dev, stat.st_ino)))
+    }
+
+    /// The file behind a descriptor of a thread, by its inode. `EBADF` when it is not open.
+    pub(crate) fn stat(&self, thread: u32, fd: i32) -> Result<Stat, Errno> {
+        if fd < 0 {
+            return Err(Errno::EBADF);
+        }
+        let known = guard(&self.threads).get(&thread).cloned();
+        if let Some(stat) = known.and_then(|table| process::stat_file_in(&table, fd)) {
+            return Ok(stat);
+        }
+        let table = Arc::new(process::open_table(thread).map_err(|_| Errno::EBADF)?);
+        let stat = process::stat_file_in(&table, fd).ok_or(Errno::EBADF)?;
+        let mut threads = guard(&self.threads);
+        if threads.len() >= MANY_THREADS {
+            threads.clear();
+        }
+        threads.insert(thread, table);
+        Ok(stat)
     }
 
     fn find_inode(&self, thread: u32, fd: i32, inode: Inode) -> Option<Found> {

@@ -7,9 +7,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use lychgate_types::Errno;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::path::DecInt;
+
+use crate::sys::limits;
 
 /// The file behind a descriptor of a thread, by its inode. `EBADF` when it is not open.
 pub(crate) fn stat_file(thread: u32, fd: i32) -> Result<Stat, Errno> {
@@ -18,6 +22,18 @@ pub(crate) fn stat_file(thread: u32, fd: i32) -> Result<Stat, Errno> {
     }
     rustix::fs::statat(CWD, format!("/proc/{thread}/fd/{fd}"), AtFlags::empty())
         .map_err(|_| Errno::EBADF)
+}
+
+/// `/proc/THREAD/fd`, for [`stat_file_in`]. It stays with that very thread: when another has its
+/// number, nothing is found in it.
+pub(crate) fn open_table(thread: u32) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(format!("/proc/{thread}/fd"), flags, Mode::empty())
+}
+
+/// [`stat_file`] in a table that is open; `None` when it is not there.
+pub(crate) fn stat_file_in(table: &OwnedFd, fd: i32) -> Option<Stat> {
+    rustix::fs::statat(table, DecInt::new(fd), AtFlags::empty()).ok()
 }
 
 /// Opens the file behind a descriptor of a thread anew.
@@ -89,6 +105,10 @@ impl Status {
 
 /// The soft `RLIMIT_MEMLOCK` of a thread in bytes; `u64::MAX` for none.
 pub(crate) fn memlock_limit(thread: u32) -> Option<u64> {
+    // `/proc` tells of the few that `prlimit` may not ask about: those of other users.
+    if let Some(limit) = limits::memlock(thread) {
+        return Some(limit);
+    }
     let limits = read(format!("/proc/{thread}/limits")).ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
     match line.split_ascii_whitespace().next()? {
@@ -99,10 +119,10 @@ pub(crate) fn memlock_limit(thread: u32) -> Option<u64> {
 
 /// Whether a thread is in the user namespace of the supervisor.
 pub(crate) fn is_in_our_user_namespace(thread: u32) -> bool {
-    let own = std::fs::read_link("/proc/self/ns/user");
-    own.is_ok_and(|own| {
-        std::fs::read_link(format!("/proc/{thread}/ns/user")).is_ok_and(|theirs| theirs == own)
-    })
+    // Nothing here enters another one.
+    static OWN: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let own = OWN.get_or_init(|| std::fs::read_link("/proc/self/ns/user").ok());
+    own.is_some() && *own == std::fs::read_link(format!("/proc/{thread}/ns/user")).ok()
 }
 
 /// The processes whose parent is `parent`.

@@ -10,13 +10,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use lychgate_machine::{AddressSpace, Span, Unreachable, Vma};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, Stat};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::process::{self, Image, Status};
+use crate::sys::maps::{self, Found};
 use crate::sys::memory;
 
 /// Up to here one transfer by `/proc/PID/mem` is cheaper than `process_vm_readv`.
@@ -31,6 +33,8 @@ pub(crate) struct Space {
     maps: File,
     life: OwnedFd,
     by_number: AtomicBool,
+    /// The descriptor that [`AddressSpace::open_file`] found last, and of which file.
+    last_file: Mutex<Option<(i32, (u64, u64))>>,
 }
 
 impl Space {
@@ -42,7 +46,8 @@ impl Space {
         let image = Image::of(process);
         let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
         let life = pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
-        Ok(Self { process, user, image, mem, maps, life, by_number: AtomicBool::new(true) })
+        let (by_number, last_file) = (AtomicBool::new(true), Mutex::default());
+        Ok(Self { process, user, image, mem, maps, life, by_number, last_file })
     }
 
     /// The process may be about to have another address space.
@@ -83,6 +88,38 @@ impl Space {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut polled = [PollFd::new(&self.life, PollFlags::IN)];
         matches!(poll(&mut polled, Some(&now)), Ok(0))
+    }
+}
+
+impl Space {
+    /// The mappings that touch `start` to `end`; `None` where the kernel has only the text of all.
+    fn query(&self, start: u64, end: u64) -> io::Result<Option<Vec<Vma>>> {
+        let mut vmas = Vec::new();
+        let mut at = start;
+        while at < end {
+            match maps::query(&self.maps, at)? {
+                Found::Vma(vma) if vma.start < end => {
+                    at = vma.end;
+                    vmas.push(vma);
+                }
+                Found::Vma(_) | Found::Nothing => break,
+                Found::Unknown => return Ok(None),
+            }
+        }
+        Ok(Some(vmas))
+    }
+
+    /// Opens a descriptor of the process if it is of this file.
+    fn open_if(&self, fd: i32, file: (u64, u64)) -> Option<OwnedFd> {
+        let is_it = |stat: Stat| (stat.st_dev, stat.st_ino) == file;
+        if !is_it(process::stat_file(self.process, fd).ok()?)
+            || !self.by_number.load(Ordering::SeqCst)
+        {
+            return None;
+        }
+        let opened = process::reopen(self.process, fd, OFlags::RDWR).ok()?;
+        // The descriptor may have changed hands in between.
+        is_it(rustix::fs::fstat(&opened).ok()?).then_some(opened)
     }
 }
 
@@ -131,6 +168,11 @@ impl AddressSpace for Space {
 
     fn vmas(&self, start: u64, len: u64) -> Result<Vec<Vma>, Unreachable> {
         let end = start.saturating_add(len);
+        match self.query(start, end) {
+            Ok(Some(vmas)) => return Ok(vmas),
+            Ok(None) => {}
+            Err(_) => return Err(Unreachable),
+        }
         let mut text = Vec::new();
         let mut piece = vec![0; 64 << 10];
         loop {
@@ -154,16 +196,18 @@ impl AddressSpace for Space {
 
     fn open_file(&self, vma: &Vma) -> Option<OwnedFd> {
         let file = vma.file.filter(|_| vma.shared)?;
+        let mut last = self.last_file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((fd, of)) = *last
+            && of == file
+            && let Some(opened) = self.open_if(fd, file)
+        {
+            return Some(opened);
+        }
         process::open_files(self.process).into_iter().find_map(|fd| {
             let fd = i32::try_from(fd).ok()?;
-            let stat = process::stat_file(self.process, fd).ok()?;
-            if !self.by_number.load(Ordering::SeqCst) || (stat.st_dev, stat.st_ino) != file {
-                return None;
-            }
-            let opened = process::reopen(self.process, fd, OFlags::RDWR).ok()?;
-            // The descriptor may have changed hands in between.
-            let stat = rustix::fs::fstat(&opened).ok()?;
-            ((stat.st_dev, stat.st_ino) == file).then_some(opened)
+            let opened = self.open_if(fd, file)?;
+            *last = Some((fd, file));
+            Some(opened)
         })
     }
 

@@ -2,7 +2,9 @@
 
 pub(crate) mod guardian;
 pub(crate) mod janitor;
+pub(crate) mod limits;
 pub(crate) mod lock;
+pub(crate) mod maps;
 pub(crate) mod memory;
 pub(crate) mod notify;
 mod remove;

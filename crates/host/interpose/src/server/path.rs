@@ -265,7 +265,7 @@ impl Server {
 
     /// Those of a descriptor of ours; `None` for any other.
     fn attributes_of_file(&self, thread: u32, fd: i32) -> Option<Attributes> {
-        let stat = process::stat_file(thread, fd).ok()?;
+        let stat = self.files.stat(thread, fd).ok()?;
         let attributes = Attributes::of(&stat);
         if let Ok(Some(found)) = self.files.find(thread, fd) {
             let node = found.opened.node.as_ref().and_then(|path| self.system.node(path));

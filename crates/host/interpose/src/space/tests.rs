@@ -24,6 +24,30 @@ fn a_line_of_maps_is_understood() {
 }
 
 #[test]
+fn a_query_finds_what_the_text_of_maps_says() {
+    let space = Space::open(std::process::id()).unwrap();
+    let memory = rustix::fs::memfd_create("queried", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&memory, 8192).unwrap();
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+    // SAFETY: a new mapping where the kernel likes, which nothing reaches.
+    let at = unsafe {
+        let null = std::ptr::null_mut();
+        mmap(null, 4096, ProtFlags::READ, MapFlags::SHARED, &memory, 4096).unwrap()
+    };
+    let start = at.addr() as u64;
+    let text = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = text.lines().filter_map(parse).find(|vma| vma.start == start).unwrap();
+    assert!(line.name.starts_with("/memfd:queried") && line.shared && !line.write);
+    match space.query(start, start + 4096).unwrap() {
+        Some(vmas) => assert_eq!(vmas, [line]),
+        // Before Linux 6.11.
+        None => assert!(process::kernel_version() < Some((6, 11))),
+    }
+    // SAFETY: the mapping made above.
+    unsafe { munmap(at, 4096).unwrap() };
+}
+
+#[test]
 fn scattered_memory_is_gathered_and_scattered_again() {
     let space = Space::open(std::process::id()).unwrap();
     let pages: Vec<Vec<u8>> = (0..2500_u32).map(|page| vec![page.to_le_bytes()[0]; 16]).collect();

@@ -12,7 +12,14 @@ pub(crate) const MAX_SPANS: usize = 1024;
 /// Gathers what `spans` hold, in order; gives how many bytes could be read. Up to [`MAX_SPANS`].
 pub(crate) fn read(process: u32, spans: &[Span], to: &mut [u8]) -> io::Result<usize> {
     let local = iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
-    let remote = remote(spans);
+    let (one, many);
+    let remote = if let [span] = spans {
+        one = [remote(span)];
+        &one[..]
+    } else {
+        many = spans.iter().map(remote).collect::<Vec<_>>();
+        &many[..]
+    };
     // SAFETY: the local range is `to`, exclusively borrowed and of that length; the remote ranges
     // are addresses of another process, which the kernel checks.
     let r = unsafe {
@@ -21,7 +28,7 @@ pub(crate) fn read(process: u32, spans: &[Span], to: &mut [u8]) -> io::Result<us
             &raw const local,
             1,
             remote.as_ptr(),
-            count(&remote),
+            count(remote),
             0,
         )
     };
@@ -32,7 +39,14 @@ pub(crate) fn read(process: u32, spans: &[Span], to: &mut [u8]) -> io::Result<us
 /// [`MAX_SPANS`].
 pub(crate) fn write(process: u32, spans: &[Span], from: &[u8]) -> io::Result<usize> {
     let local = iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
-    let remote = remote(spans);
+    let (one, many);
+    let remote = if let [span] = spans {
+        one = [remote(span)];
+        &one[..]
+    } else {
+        many = spans.iter().map(remote).collect::<Vec<_>>();
+        &many[..]
+    };
     // SAFETY: the local range is `from`, which process_vm_writev only reads, borrowed and of that
     // length; the remote ranges are addresses of another process, which the kernel checks.
     let r = unsafe {
@@ -41,23 +55,16 @@ pub(crate) fn write(process: u32, spans: &[Span], from: &[u8]) -> io::Result<usi
             &raw const local,
             1,
             remote.as_ptr(),
-            count(&remote),
+            count(remote),
             0,
         )
     };
     usize::try_from(r).map_err(|_| io::Error::last_os_error())
 }
 
-fn remote(spans: &[Span]) -> Vec<iovec> {
-    spans
-        .iter()
-        .map(|span| iovec {
-            iov_base: std::ptr::without_provenance_mut(
-                usize::try_from(span.start).unwrap_or(usize::MAX),
-            ),
-            iov_len: span.len,
-        })
-        .collect()
+fn remote(span: &Span) -> iovec {
+    let start = usize::try_from(span.start).unwrap_or(usize::MAX);
+    iovec { iov_base: std::ptr::without_provenance_mut(start), iov_len: span.len }
 }
 
 fn count(spans: &[iovec]) -> libc::c_ulong {
