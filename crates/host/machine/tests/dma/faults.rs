@@ -121,3 +121,48 @@ fn memory_that_vanished_under_its_mapping_is_told() {
     assert_eq!(driver.io(2, DATA, 0), Some(0), "what is left is reached");
     device.close();
 }
+
+#[test]
+fn a_write_to_memory_that_is_mapped_for_reading_touches_nothing() {
+    const READ_ONLY: u32 = 1;
+    for policy in [Policy::Plain, Policy::Adversarial] {
+        let (machine, stories) = listening(MachineBuilder::new().iotlb(policy));
+        let program = Program::new(Arc::clone(&machine) as _);
+        let device = Opened::by_group(&program);
+        let [queues, data] = [DATA, 0x1000].map(PrivateMemory::new);
+        device.map(&program, queues.address(), IOVA, QUEUES).unwrap();
+        let ([va_low, va_high], [low, high]) =
+            (crate::vfio::halves(data.address()), crate::vfio::halves(IOVA + QUEUES));
+        let map = [32, READ_ONLY, va_low, va_high, low, high, 0x1000, 0];
+        crate::vfio::ioctl(&program, &*device.dma, 0x3b71, &map).unwrap();
+        let mut driver = Driver::start(&device, &queues, IOVA);
+        driver.create_io_queues();
+        crate::process::DmaMemory::store(&data, 0, &[0xaa; 0x1000]);
+        assert_eq!(driver.io(1, DATA, 0), Some(0), "the device may read it");
+        assert_ne!(driver.io(2, DATA, 0), Some(0));
+        let story = stories.first();
+        assert_eq!((story.access, story.iova), (Access::Write, Iova::new(IOVA + QUEUES)));
+        assert_eq!(story.reason, Reason::Iommu(FaultReason::Permission));
+        assert_eq!(story.history.mapping.as_ref().unwrap().unmapped, None);
+        assert!(crate::process::DmaMemory::load(&data, 0, 0x1000).iter().all(|byte| *byte == 0xaa));
+        assert_eq!(driver.io(1, DATA, 0), Some(0), "the controller lives on");
+        device.close();
+    }
+}
+
+#[test]
+fn an_address_beyond_all_page_tables_is_refused() {
+    let (machine, stories) = listening(MachineBuilder::new());
+    let program = Program::new(Arc::clone(&machine) as _);
+    let device = Opened::by_group(&program);
+    let queues = PrivateMemory::new(DATA);
+    device.map(&program, queues.address(), IOVA, QUEUES).unwrap();
+    let mut driver = Driver::start(&device, &queues, IOVA);
+    driver.create_io_queues();
+    assert_ne!(driver.io(2, 1 << 60, 0), Some(0));
+    let story = stories.first();
+    assert_eq!((story.access, story.iova), (Access::Write, Iova::new(IOVA + (1 << 60))));
+    assert!(story.raw.is_some(), "the IOMMU has logged it");
+    assert_eq!(driver.admin(0x06, 0x3000, [1, 0, 0]), Some(0), "the controller lives on");
+    device.close();
+}
