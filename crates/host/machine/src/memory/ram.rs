@@ -50,6 +50,7 @@ impl Ram {
                 result => break result?,
             }
         };
+        mapping.prefer_huge_pages();
         Ok(Self { mapping, free: Mutex::default() })
     }
 
