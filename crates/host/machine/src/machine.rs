@@ -10,7 +10,7 @@ use lychgate_iommufd::error::{Result, refuse};
 use lychgate_iommufd::{
     Client, Config, Context, MemFile, Mm, NodeKind, Observer, OpenFile, SharedIommu,
 };
-use lychgate_model::PciFunction;
+use lychgate_model::{PciFunction, Upstream};
 use lychgate_types::{Bdf, Errno};
 use lychgate_vfio::{Interrupts, Parts, Vfio, VfioPciDevice};
 
@@ -44,6 +44,7 @@ pub struct Machine {
     vfio: Vfio,
     iommu: SharedIommu,
     platform: Platform,
+    bus: Arc<Bus>,
     memory: Arc<PhysicalMemory>,
     journal: Arc<Journal>,
     faults: Arc<Faults>,
@@ -96,6 +97,7 @@ impl Machine {
             vfio: assembly.vfio,
             iommu,
             platform,
+            bus: assembly.bus,
             memory,
             journal,
             faults,
@@ -112,6 +114,17 @@ impl Machine {
     /// The physical memory.
     pub fn memory(&self) -> &Arc<PhysicalMemory> {
         &self.memory
+    }
+
+    /// The IOMMU core, with a group for each device.
+    pub fn iommu(&self) -> &SharedIommu {
+        &self.iommu
+    }
+
+    /// The way of devices to memory, through the IOMMU: what a function that somebody brings along
+    /// is given.
+    pub fn upstream(&self) -> Arc<dyn Upstream> {
+        Arc::clone(&self.bus) as _
     }
 
     /// What is and was mapped.
