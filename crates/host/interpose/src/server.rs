@@ -313,7 +313,7 @@ impl Server {
         let begin = Instant::now();
         // What a client closed is closed for all that it calls afterwards.
         self.files.settle();
-        let caller = Caller { server: self, notification: n, process: self.process_of(n.pid) };
+        let caller = Caller::new(self, n, self.process_of(n.pid));
         let call = Call {
             number: self.calls.fetch_add(1, Ordering::Relaxed) + 1,
             process: caller.process,
@@ -325,6 +325,8 @@ impl Server {
         let mut after = None;
         let mut look = |value| {
             if self.traces {
+                // A caller of its own, which has read nothing yet.
+                let caller = Caller::new(self, n, caller.process);
                 after = Some(describe(&caller, Moment::After(value)));
             }
         };
@@ -467,7 +469,7 @@ impl Server {
 
     /// A path in the client's memory. `None` where the kernel had better say what is wrong with it.
     fn read_path(&self, n: &Notification, address: u64) -> Option<OsString> {
-        let caller = Caller { server: self, notification: n, process: n.pid };
+        let caller = Caller::new(self, n, n.pid);
         let mut path = Vec::new();
         let mut at = address;
         while path.len() < PATH_MAX {

@@ -52,7 +52,7 @@ impl Server {
     /// KVM only wants to know which files are VFIO's, and would not know ours
     /// (`Documentation/virt/kvm/devices/vfio.rst`).
     fn kvm_set_device_attr(&self, n: &Notification, argument: u64) -> Answer {
-        let caller = Caller { server: self, notification: n, process: n.pid };
+        let caller = Caller::new(self, n, n.pid);
         // struct kvm_device_attr { __u32 flags, group; __u64 attr, addr; }
         let mut attr = [0; 24];
         let mut fd = [0; 4];

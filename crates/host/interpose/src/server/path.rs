@@ -51,7 +51,7 @@ impl Server {
     }
 
     pub(super) fn openat2(&self, n: &Notification) -> Answer {
-        let caller = Caller { server: self, notification: n, process: n.pid };
+        let caller = Caller::new(self, n, n.pid);
         // struct open_how { __u64 flags, mode, resolve; }
         let mut how = [0; 24];
         if n.args[3] < 24 || caller.read(n.args[2], &mut how).is_err() {
@@ -205,7 +205,7 @@ impl Server {
     pub(super) fn fstat(&self, n: &Notification) -> Answer {
         match self.attributes_of_file(n.pid, signed(n.args[0])) {
             Some(attributes) => {
-                let caller = Caller { server: self, notification: n, process: n.pid };
+                let caller = Caller::new(self, n, n.pid);
                 Answer::Value(caller.write(n.args[1], &attributes.stat()).map(|()| 0))
             }
             None => Answer::GoOn,
@@ -257,7 +257,7 @@ impl Server {
             None => Answer::GoOn,
             Some(Err(errno)) => Answer::Value(Err(errno)),
             Some(Ok(attributes)) => {
-                let caller = Caller { server: self, notification: n, process: n.pid };
+                let caller = Caller::new(self, n, n.pid);
                 Answer::Value(store(&caller, &attributes).map(|()| 0))
             }
         }
@@ -361,7 +361,7 @@ impl Server {
             _ => return Answer::Value(Err(Errno::EINVAL)),
         };
         let bytes = bytes.get(..size.min(bytes.len())).unwrap_or_default();
-        let caller = Caller { server: self, notification: n, process: n.pid };
+        let caller = Caller::new(self, n, n.pid);
         let length = i64::try_from(bytes.len()).unwrap_or(0);
         Answer::Value(caller.write(buffer, bytes).map(|()| length))
     }
