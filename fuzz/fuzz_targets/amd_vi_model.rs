@@ -361,7 +361,7 @@ impl Rig {
         let table = |level: u64| START + (8 + level) * 4096;
         // A level whose rights are not both there is rare.
         let rights = |level: u64| match path.rights[level as usize] {
-            few @ 0xf0.. => u64::from(few & 3) << 61,
+            few @ 0xc0.. => u64::from(!few & 3) << 61,
             _ => 3 << 61,
         };
         let device = DEVICE_TABLE + u64::from(path.request.device.id()) * 32;
@@ -452,7 +452,9 @@ impl Request {
     }
 
     fn len(&self) -> u64 {
-        u64::from(self.len) % MOST_BYTES
+        // Most fit into a page.
+        let len = u64::from(self.len);
+        if len >> 29 != 7 { 1 + (len & 0x7f) } else { len % MOST_BYTES }
     }
 }
 
