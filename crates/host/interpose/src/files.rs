@@ -207,7 +207,8 @@ impl Files {
         Ok(stat)
     }
 
-    fn find_inode(&self, thread: u32, fd: i32, inode: Inode) -> Option<Found> {
+    /// [`Files::find`] for a descriptor whose inode is known.
+    pub(crate) fn find_inode(&self, thread: u32, fd: i32, inode: Inode) -> Option<Found> {
         let table = self.table();
         let entry = table.inodes.get(&inode)?;
         let description = if let [only] = entry.descriptions.as_slice() {

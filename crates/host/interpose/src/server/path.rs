@@ -267,7 +267,8 @@ impl Server {
     fn attributes_of_file(&self, thread: u32, fd: i32) -> Option<Attributes> {
         let stat = self.files.stat(thread, fd).ok()?;
         let attributes = Attributes::of(&stat);
-        if let Ok(Some(found)) = self.files.find(thread, fd) {
+        let inode = (stat.st_dev, stat.st_ino);
+        if let Some(found) = self.files.find_inode(thread, fd, inode) {
             let node = found.opened.node.as_ref().and_then(|path| self.system.node(path));
             return Some(match node {
                 Some(node) => attributes.as_node(node),
