@@ -1,10 +1,12 @@
 //! What the tests stand on: a host with plain memory, some of which is not mapped, and registers.
 
+use std::fs::File;
 use std::ops::Range;
-use std::sync::atomic::AtomicU32;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use lychgate_model::{DmaError, DmaRequest, RegisterFile, Upstream};
+use lychgate_model::{DmaError, DmaRequest, FileBytes, RegisterFile, Upstream};
 use lychgate_types::{Iova, RequesterId};
 
 /// One thing a function did to its host.
@@ -20,6 +22,9 @@ pub(crate) enum Act {
 pub(crate) struct Host {
     state: Mutex<State>,
     size: u64,
+    /// Whether bytes may come straight from a file, and how often they did.
+    pub(crate) takes_files: AtomicBool,
+    pub(crate) files_taken: AtomicU32,
 }
 
 struct State {
@@ -41,7 +46,12 @@ impl Host {
             msis: Vec::new(),
             intx: false,
         };
-        Self { state: Mutex::new(state), size: size as u64 }
+        Self {
+            state: Mutex::new(state),
+            size: size as u64,
+            takes_files: AtomicBool::new(false),
+            files_taken: AtomicU32::new(0),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -147,6 +157,21 @@ impl Upstream for Host {
             });
         }
         Ok(())
+    }
+
+    fn write_from(
+        &self,
+        request: &DmaRequest<'_>,
+        from: &FileBytes<'_>,
+    ) -> Option<Result<(), DmaError>> {
+        if !self.takes_files.load(Ordering::Relaxed) {
+            return None;
+        }
+        let file = File::from(from.file.try_clone_to_owned().unwrap());
+        let mut bytes = vec![0; from.len];
+        file.read_exact_at(&mut bytes, from.offset).ok()?;
+        self.files_taken.fetch_add(1, Ordering::Relaxed);
+        Some(self.write(request, &bytes))
     }
 
     fn msi(&self, _requester: RequesterId, address: u64, data: u32) {

@@ -1,7 +1,9 @@
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use lychgate_model::FileBytes;
 use proptest::prelude::*;
 
 use super::driver::*;
@@ -318,6 +320,66 @@ fn a_file_cut_short_under_us_gives_read_errors() {
     file.set_len(4096).unwrap();
     assert_eq!(driver.io(read(100, 1)).status, 0x281);
     assert_eq!(driver.io(read(0, 8)).status, 0);
+}
+
+/// A file whose bytes system calls may take.
+struct Lent(FileStorage);
+
+impl Storage for Lent {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn read_only(&self) -> bool {
+        self.0.read_only()
+    }
+    fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, to)
+    }
+    fn write_at(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, from)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.discard(offset, len)
+    }
+    fn file_bytes(&self, offset: u64, len: usize) -> Option<FileBytes<'_>> {
+        Some(FileBytes { file: self.0.as_fd(), offset, len, mapped: 0 })
+    }
+}
+
+#[test]
+fn large_reads_come_straight_from_a_file_where_that_works() {
+    const BLOCKS: u32 = 2048;
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4 << 20).unwrap();
+    let storage = FileStorage::new(file.try_clone().unwrap(), false).unwrap();
+    let mut driver = Driver::new(vec![Arc::new(Lent(storage))]);
+    driver.enable();
+    driver.create_pair(1, 8);
+    let len = BLOCKS as usize * 512;
+    let bytes = Driver::pattern(len, 3);
+    let at = BUFFERS + 0x204;
+    driver.host.poke(at, &bytes);
+    assert_eq!(driver.transfer(nvm::WRITE, 7, BLOCKS, at).status, 0);
+    for takes_files in [false, true] {
+        driver.host.takes_files.store(takes_files, Ordering::Relaxed);
+        for (blocks, large) in [(8, false), (BLOCKS, true)] {
+            driver.host.poke(at, &vec![0; len]);
+            assert_eq!(driver.transfer(nvm::READ, 7, blocks, at).status, 0);
+            let end = blocks as usize * 512;
+            assert!(driver.host.peek(at, end) == bytes[..end], "{blocks} blocks");
+            let taken = driver.host.files_taken.swap(0, Ordering::Relaxed);
+            assert_eq!(taken == 1, large && takes_files, "{blocks} blocks, {takes_files}");
+        }
+    }
+    driver.host.unmap(at + 0x8000..at + 0x8001);
+    assert_eq!(driver.transfer(nvm::READ, 7, BLOCKS, at).status, 0x04, "data transfer error");
+    assert_eq!(driver.host.files_taken.load(Ordering::Relaxed), 1, "aborted, and not tried again");
+    driver.host.map_all();
+    file.set_len(4096).unwrap();
+    assert_eq!(driver.transfer(nvm::READ, 7, BLOCKS, at).status, 0x281, "unrecovered read error");
 }
 
 #[test]
