@@ -11,8 +11,10 @@ use core::fmt;
 use lychgate_types::{PhysAddr, Prot};
 
 mod amd_v1;
+mod x86_64;
 
 pub use amd_v1::{AmdV1, AmdV1Options};
+pub use x86_64::{X86_64, X86_64Options};
 
 /// Levels of the deepest format (AMD v1, Mode 6).
 pub const LEVELS_LIMIT: usize = 6;
@@ -46,6 +48,18 @@ pub trait Format: Send + Sync + 'static {
     /// IOVA bits that a root may decode beyond `INDEX_BITS`, for concatenated roots (Arm stage 2,
     /// RISC-V x4): the root is then one naturally aligned block of tables.
     const ROOT_EXTRA_BITS: u32 = 0;
+
+    /// Fewest levels that hardware can be told to walk.
+    const MIN_LEVELS: u32 = 1;
+
+    /// IOVA bits that every root decodes beyond `INDEX_BITS`: 0 unless wide roots are the rule
+    /// (RISC-V x4).
+    const MIN_ROOT_EXTRA_BITS: u32 = 0;
+
+    /// Whether hardware wants the IOVA bits above a root's reach to equal the highest one that it
+    /// decodes. Apertures then end in the middle of the reach, below the IOVAs of which that bit is
+    /// set.
+    const SIGN_EXTENDS: bool = false;
 
     /// Greatest width of an IOVA in bits.
     const MAX_IOVA_BITS: u32;

@@ -17,7 +17,7 @@ use lychgate_types::{Iova, Pages, PhysAddr};
 /// its range keeps its leaves, so a cached entry that leads to it still translates. That is what
 /// a stale IOTLB entry does too, and the same invalidation ends both.
 ///
-/// Collecting needs no memory: dead tables are chained through their own word 0. Bits 51:12 hold
+/// Collecting needs no memory: dead tables are chained through their own word 0. Bits 57:12 hold
 /// the address of the next one, bits 63:58 log2 of its size; the bits below 12, where formats keep
 /// "present", "accessed" and "dirty", are clear and not relied on, as hardware may still set
 /// the latter.
@@ -31,7 +31,7 @@ pub struct Gather {
     dead_count: usize,
 }
 
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const ADDRESS: u64 = 0x03ff_ffff_ffff_f000;
 const SIZE_SHIFT: u32 = 58;
 
 impl Gather {

@@ -32,21 +32,38 @@ pub struct Config<F: Format> {
 impl<F: Format> Config<F> {
     /// All IOVAs of `iova_bits` bits and all the format can do. A format that grows starts with
     /// three levels, as Linux does, or fewer if those suffice; others with what `iova_bits` need.
+    /// The root is no wider than it must be: see [`Config::concatenated`].
     pub fn new(iova_bits: u32, options: F::Options) -> Self {
         let last = match iova_bits {
             0 => 0,
             1..=63 => (1 << iova_bits) - 1,
             _ => u64::MAX,
         };
-        let needed = levels_for::<F>(last, 0);
+        let needed = levels_for::<F>(last, F::MIN_ROOT_EXTRA_BITS);
         Self {
             levels: if F::GROWS { needed.min(3) } else { needed },
-            root_extra_bits: 0,
+            root_extra_bits: F::MIN_ROOT_EXTRA_BITS,
             aperture: Iova::new(0)..=Iova::new(last),
             output_bits: F::MAX_OUTPUT_BITS,
             page_sizes: u64::MAX,
             options,
         }
+    }
+
+    /// The same aperture with as few levels as a root of concatenated tables can make do with, for
+    /// formats whose [`Format::ROOT_EXTRA_BITS`] allow it: a walk then reads fewer entries.
+    #[must_use]
+    pub fn concatenated(mut self) -> Self {
+        let last = self.aperture.end().get();
+        let fewest = levels_for::<F>(last, F::ROOT_EXTRA_BITS);
+        let enough = |extra: &u32| levels_for::<F>(last, *extra) <= fewest;
+        if F::ROOT_EXTRA_BITS != 0
+            && let Some(extra) = (F::MIN_ROOT_EXTRA_BITS..=F::ROOT_EXTRA_BITS).find(enough)
+        {
+            self.levels = fewest;
+            self.root_extra_bits = extra;
+        }
+        self
     }
 }
 
@@ -89,19 +106,23 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// [`Error::Unsupported`] for a configuration beyond the format, [`Error::OutOfMemory`].
     pub fn new(pages: P, config: Config<F>) -> Result<Self, Error> {
         const {
-            assert!(F::MAX_LEVELS >= 1 && F::MAX_LEVELS as usize <= LEVELS_LIMIT);
+            assert!(F::MIN_LEVELS >= 1 && F::MIN_LEVELS <= F::MAX_LEVELS);
+            assert!(F::MIN_ROOT_EXTRA_BITS <= F::ROOT_EXTRA_BITS);
+            assert!(F::MAX_LEVELS as usize <= LEVELS_LIMIT);
             assert!(!F::GROWS || F::ROOT_EXTRA_BITS == 0);
         }
         let (first, last) = (config.aperture.start().get(), config.aperture.end().get());
         if first > last || (F::MAX_IOVA_BITS < 64 && last >> F::MAX_IOVA_BITS != 0) {
             return Err(Error::Unsupported("aperture"));
         }
-        if config.root_extra_bits > F::ROOT_EXTRA_BITS {
+        if config.root_extra_bits > F::ROOT_EXTRA_BITS
+            || config.root_extra_bits < F::MIN_ROOT_EXTRA_BITS
+        {
             return Err(Error::Unsupported("concatenation of roots"));
         }
         let needed = levels_for::<F>(last, config.root_extra_bits);
         let enough = config.levels >= needed || F::GROWS;
-        if config.levels == 0 || config.levels > F::MAX_LEVELS || !enough {
+        if config.levels < F::MIN_LEVELS || config.levels > F::MAX_LEVELS || !enough {
             return Err(Error::Unsupported("number of levels"));
         }
         if config.output_bits > F::MAX_OUTPUT_BITS || config.output_bits < F::GRANULE_SHIFT {
@@ -330,11 +351,11 @@ impl<F: Format, P: Pages> fmt::Debug for PageTable<F, P> {
     }
 }
 
-/// Levels that it takes to tell `last` from smaller IOVAs, at least 1; more than
-/// [`Format::MAX_LEVELS`] when the format cannot.
+/// Levels that it takes to tell `last` from smaller IOVAs, at least [`Format::MIN_LEVELS`]; more
+/// than [`Format::MAX_LEVELS`] when the format cannot.
 fn levels_for<F: Format>(last: u64, root_extra_bits: u32) -> u32 {
-    let width = 64 - last.leading_zeros();
-    let mut levels = 1;
+    let width = 64 - last.leading_zeros() + u32::from(F::SIGN_EXTENDS);
+    let mut levels = F::MIN_LEVELS;
     while span_shift::<F>(levels - 1) + root_extra_bits < width {
         levels += 1;
     }
