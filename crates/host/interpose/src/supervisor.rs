@@ -79,6 +79,7 @@ pub fn run(
         environment: &environment,
         filter: &program,
         open_files,
+        last_number: i32::try_from(descriptors.end - 1).unwrap_or(0),
         signals: signals.as_ref(),
     })
     .map_err(|error| Error::Os("cannot start a process", error))?;

@@ -28,6 +28,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) filter: &'a [sock_filter],
     /// Soft `RLIMIT_NOFILE` of the client.
     pub(crate) open_files: u64,
+    /// The highest number of a descriptor of ours.
+    pub(crate) last_number: c_int,
     /// The signals that are caught, for the client not to inherit that.
     pub(crate) signals: Option<&'a Signals>,
 }
@@ -187,6 +189,12 @@ pub(super) unsafe fn become_client(child: &mut Child<'_>, parent: pid_t) -> ! {
             || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
         {
             fail(child, Stage::Prepare, errno());
+        }
+        // Where there are threads, the kernel waits for an RCU grace period of some ten milliseconds
+        // before it makes a descriptor table larger (`expand_fdtable`). Here there are none yet.
+        let high = libc::fcntl(child.report.as_raw_fd(), libc::F_DUPFD_CLOEXEC, plan.last_number);
+        if high >= 0 {
+            libc::close(high);
         }
         let listener = seccomp::install(plan.filter);
         if listener < 0 {
