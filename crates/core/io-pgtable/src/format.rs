@@ -11,9 +11,11 @@ use core::fmt;
 use lychgate_types::{PhysAddr, Prot};
 
 mod amd_v1;
+mod vtd_second_stage;
 mod x86_64;
 
 pub use amd_v1::{AmdV1, AmdV1Options};
+pub use vtd_second_stage::{VtdSecondStage, VtdSecondStageOptions};
 pub use x86_64::{X86_64, X86_64Options};
 
 /// Levels of the deepest format (AMD v1, Mode 6).

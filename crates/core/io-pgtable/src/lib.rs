@@ -56,7 +56,9 @@ mod words;
 
 pub use dirty::Dirty;
 pub use error::Error;
-pub use format::{AmdV1, AmdV1Options, Format, X86_64, X86_64Options};
+pub use format::{
+    AmdV1, AmdV1Options, Format, VtdSecondStage, VtdSecondStageOptions, X86_64, X86_64Options,
+};
 pub use gather::Gather;
 pub use table::{Config, PageTable, Root};
 pub use unmap::{Stop, Unmapped};
