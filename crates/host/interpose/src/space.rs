@@ -128,6 +128,10 @@ impl AddressSpace for Space {
         self.process
     }
 
+    fn number(&self) -> Option<u32> {
+        (self.by_number.load(Ordering::SeqCst) && self.lives()).then_some(self.process)
+    }
+
     fn read(&self, spans: &[Span], to: &mut [u8]) -> Result<(), Unreachable> {
         let fast = self.fast(spans, to.len());
         let mut rest = to;
