@@ -57,7 +57,8 @@ mod words;
 pub use dirty::Dirty;
 pub use error::Error;
 pub use format::{
-    AmdV1, AmdV1Options, Format, VtdSecondStage, VtdSecondStageOptions, X86_64, X86_64Options,
+    AmdV1, AmdV1Options, Format, Riscv, RiscvFirstStage, RiscvOptions, RiscvSecondStage,
+    VtdSecondStage, VtdSecondStageOptions, X86_64, X86_64Options,
 };
 pub use gather::Gather;
 pub use table::{Config, PageTable, Root};
