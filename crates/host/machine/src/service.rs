@@ -6,6 +6,7 @@
 //! the program made its question, and 1 ms at most. An access that is trapped wakes the thread.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, Thread};
@@ -55,6 +56,9 @@ impl Drop for ServiceThread {
 }
 
 fn serve(function: &dyn PciFunction, stop: &AtomicBool) {
+    // The kernel may stretch a sleep by 50 us unless told otherwise: more than twice the shortest.
+    // Where it refuses, answers come that much later.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
     let mut idle = Idle::default();
     while !stop.load(Ordering::Acquire) {
         match function.service() {
