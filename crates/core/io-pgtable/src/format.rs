@@ -11,11 +11,13 @@ use core::fmt;
 use lychgate_types::{PhysAddr, Prot};
 
 mod amd_v1;
+mod arm_lpae;
 mod riscv;
 mod vtd_second_stage;
 mod x86_64;
 
 pub use amd_v1::{AmdV1, AmdV1Options};
+pub use arm_lpae::{ARM_MAIR, ArmLpae, ArmOptions, ArmStage1, ArmStage2};
 pub use riscv::{Riscv, RiscvFirstStage, RiscvOptions, RiscvSecondStage};
 pub use vtd_second_stage::{VtdSecondStage, VtdSecondStageOptions};
 pub use x86_64::{X86_64, X86_64Options};

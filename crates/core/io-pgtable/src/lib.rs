@@ -57,8 +57,9 @@ mod words;
 pub use dirty::Dirty;
 pub use error::Error;
 pub use format::{
-    AmdV1, AmdV1Options, Format, Riscv, RiscvFirstStage, RiscvOptions, RiscvSecondStage,
-    VtdSecondStage, VtdSecondStageOptions, X86_64, X86_64Options,
+    ARM_MAIR, AmdV1, AmdV1Options, ArmLpae, ArmOptions, ArmStage1, ArmStage2, Format, Riscv,
+    RiscvFirstStage, RiscvOptions, RiscvSecondStage, VtdSecondStage, VtdSecondStageOptions, X86_64,
+    X86_64Options,
 };
 pub use gather::Gather;
 pub use table::{Config, PageTable, Root};
