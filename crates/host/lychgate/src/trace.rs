@@ -123,8 +123,8 @@ mod tests {
                 "ioctl",
                 iommu,
                 (
-                    "IOMMU_IOAS_ALLOC {flags=0, out_ioas_id=77}",
-                    Some("IOMMU_IOAS_ALLOC {flags=0, out_ioas_id=1}"),
+                    "IOMMU_IOAS_ALLOC, {flags=0, out_ioas_id=77}",
+                    Some("IOMMU_IOAS_ALLOC, {flags=0, out_ioas_id=1}"),
                 ),
                 Ok(0),
             ),
@@ -140,7 +140,7 @@ mod tests {
             show(
                 "ioctl",
                 iommu,
-                ("IOMMU_IOAS_IOVA_RANGES {num_iovas=2, allowed_iovas=[0x0-0x1, 0x3-0x4]}", None),
+                ("IOMMU_IOAS_IOVA_RANGES, {num_iovas=2, allowed_iovas=[0x0-0x1, 0x3-0x4]}", None),
                 Err(Refusal::new(Errno::ENOENT, "no such IOAS")),
             ),
             show("ioctl", device, ("VFIO_DEVICE_RESET", None), Ok(0)),
@@ -153,9 +153,9 @@ mod tests {
         ];
         insta::assert_snapshot!(lines.concat(), @r#"
         [42] open("/dev/iommu", O_RDWR|O_CLOEXEC) = 1023 <14 us>
-        [42] ioctl(1023</dev/iommu>, IOMMU_IOAS_ALLOC {flags=0} => {out_ioas_id=1}) = 0 <14 us>
+        [42] ioctl(1023</dev/iommu>, IOMMU_IOAS_ALLOC, {flags=0} => {out_ioas_id=1}) = 0 <14 us>
         [42] ioctl(1022</dev/vfio/devices/vfio0>, VFIO_DEVICE_GET_INFO, {argsz=24, flags=0, num_regions=0} => {flags=RESET|PCI, num_regions=9}) = 0 <14 us>
-        [42] ioctl(1023</dev/iommu>, IOMMU_IOAS_IOVA_RANGES {num_iovas=2, allowed_iovas=[0x0-0x1, 0x3-0x4]}) = -1 ENOENT (no such IOAS) <14 us>
+        [42] ioctl(1023</dev/iommu>, IOMMU_IOAS_IOVA_RANGES, {num_iovas=2, allowed_iovas=[0x0-0x1, 0x3-0x4]}) = -1 ENOENT (no such IOAS) <14 us>
         [42] ioctl(1022</dev/vfio/devices/vfio0>, VFIO_DEVICE_RESET) = 0 <14 us>
         [42] pread(1022</dev/vfio/devices/vfio0>, "\x06\x04", 2, 0x70000000004) = 2 <14 us>
         "#);

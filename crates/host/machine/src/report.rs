@@ -143,13 +143,15 @@ impl FaultStory {
             Some(before) => format!("{} before", Span(before)),
             None => format!("{} later", Span(cause.time.duration_since(self.time))),
         };
-        match &cause.call {
-            Some(call) => format!(
-                "{when} by {} (call {}, process {}, thread {}, at {:#x})",
-                call.name, call.number, call.process, call.thread, call.instruction
-            ),
-            None => format!("{when}, by no call"),
-        }
+        let Some(call) = &cause.call else { return format!("{when}, by no call") };
+        let thread = match call.thread {
+            main if main == call.process => String::new(),
+            thread => format!(", thread {thread}"),
+        };
+        format!(
+            "{when} by {} (call {}, process {}{thread}, at {:#x})",
+            call.name, call.number, call.process, call.instruction
+        )
     }
 }
 

@@ -159,8 +159,8 @@ fn describe_container(command: u32, argument: u64, client: &dyn Client) -> Optio
     let fields = Fields::default();
     match command {
         type1::GET_API_VERSION => Some("VFIO_GET_API_VERSION".to_owned()),
-        type1::CHECK_EXTENSION => Some(format!("VFIO_CHECK_EXTENSION({})", extension(argument))),
-        type1::SET_IOMMU => Some(format!("VFIO_SET_IOMMU({})", extension(argument))),
+        type1::CHECK_EXTENSION => Some(format!("VFIO_CHECK_EXTENSION, {}", extension(argument))),
+        type1::SET_IOMMU => Some(format!("VFIO_SET_IOMMU, {}", extension(argument))),
         type1::IOMMU_GET_INFO => {
             let head: [u32; 4] = read_value(client, argument).ok()?;
             let [argsz, ..] = head;
@@ -312,6 +312,6 @@ impl Fields {
     }
 
     fn close(self, name: &str) -> String {
-        format!("{name} {{{}}}", self.0)
+        format!("{name}, {{{}}}", self.0)
     }
 }

@@ -23,13 +23,13 @@ fn structures_are_shown_by_their_members() {
     };
     assert_eq!(
         text(0x3b85, map.as_bytes()),
-        "IOMMU_IOAS_MAP {flags=FIXED_IOVA|WRITEABLE|READABLE|0x10, ioas_id=1, \
+        "IOMMU_IOAS_MAP, {flags=FIXED_IOVA|WRITEABLE|READABLE|0x10, ioas_id=1, \
          user_va=0x7f0000001000, length=0x1000, iova=0}"
     );
     let option = abi::Option { size: 24, option_id: 1, op: 7, object_id: 3, ..Default::default() };
     assert_eq!(
         text(0x3b87, option.as_bytes()),
-        "IOMMU_OPTION {option_id=HUGE_PAGES, op=7, object_id=3, val64=0}"
+        "IOMMU_OPTION, {option_id=HUGE_PAGES, op=7, object_id=3, val64=0}"
     );
     let range = abi::IovaRange { start: 0, last: 0xfff };
     world.client.put(SCRATCH + 0x800, range.as_bytes());
@@ -42,12 +42,12 @@ fn structures_are_shown_by_their_members() {
     };
     assert_eq!(
         text(0x3b82, allow.as_bytes()),
-        "IOMMU_IOAS_ALLOW_IOVAS {ioas_id=1, num_iovas=1, allowed_iovas=[0x0..=0xfff]}"
+        "IOMMU_IOAS_ALLOW_IOVAS, {ioas_id=1, num_iovas=1, allowed_iovas=[0x0..=0xfff]}"
     );
     let unmap = type1::DmaUnmap { argsz: 24, flags: 2, iova: 0, size: 0x2000 };
     assert_eq!(
         text(type1::IOMMU_UNMAP_DMA, unmap.as_bytes()),
-        "VFIO_IOMMU_UNMAP_DMA {argsz=24, flags=ALL, iova=0, size=0x2000}"
+        "VFIO_IOMMU_UNMAP_DMA, {argsz=24, flags=ALL, iova=0, size=0x2000}"
     );
 }
 
@@ -64,8 +64,8 @@ fn members_beyond_the_callers_structure_are_not_read() {
 fn numbers_without_a_structure_are_shown_by_name() {
     let world = World::new();
     let text = |command, argument| describe(command, argument, &world.client);
-    assert_eq!(text(type1::SET_IOMMU, 3).unwrap(), "VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU)");
-    assert_eq!(text(type1::CHECK_EXTENSION, 77).unwrap(), "VFIO_CHECK_EXTENSION(77)");
+    assert_eq!(text(type1::SET_IOMMU, 3).unwrap(), "VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU");
+    assert_eq!(text(type1::CHECK_EXTENSION, 77).unwrap(), "VFIO_CHECK_EXTENSION, 77");
     assert_eq!(text(0x3b99, 0), None);
     assert_eq!(text(0x3b85, 0), None, "its memory cannot be read");
 }
