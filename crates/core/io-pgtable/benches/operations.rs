@@ -1,16 +1,20 @@
-//! Nanoseconds per operation of AMD v1 tables, next to what the same machine needs, in the same run,
+//! Nanoseconds per operation of tables of each format, next to what the same machine needs, in the same run,
 //! for the bare stores or loads: `cargo bench -p lychgate-io-pgtable`.
 //!
 //! The floor of a map or unmap is one call that stores the same number of words to a flat array; of
 //! a walk, one that loads a word of it. Figures are medians over rounds. A pool without locks, as a
 //! kernel has per processor, gives the tables; there is no hardware, so no invalidation. `SIZE` lines
-//! that end in `/page` are per 4 KiB page.
+//! that end in `/page` are per 4 KiB page. A word as argument picks formats or operations by a part
+//! of their names.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use lychgate_io_pgtable::{AmdV1, AmdV1Options, Config, Gather, PageTable};
+use lychgate_io_pgtable::{
+    AmdV1, AmdV1Options, ArmOptions, ArmStage1, ArmStage2, Config, Format, Gather, PageTable,
+    RiscvFirstStage, RiscvOptions, VtdSecondStage, VtdSecondStageOptions, X86_64, X86_64Options,
+};
 use lychgate_types::{Iova, OutOfMemory, Pages, PhysAddr, PhysRun, Prot};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -79,10 +83,10 @@ fn index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-type Table<'a> = PageTable<AmdV1, &'a Pool>;
+type Table<'a, F> = PageTable<F, &'a Pool>;
 
 #[inline(never)]
-fn map(table: &Table<'_>, iova: u64, runs: &[PhysRun]) {
+fn map<F: Format>(table: &Table<'_, F>, iova: u64, runs: &[PhysRun]) {
     let mut gather = Gather::new();
     let mapped = table.map_batch(Iova::new(iova), runs, RW, &mut gather);
     assert!(mapped.is_ok());
@@ -92,7 +96,7 @@ fn map(table: &Table<'_>, iova: u64, runs: &[PhysRun]) {
 }
 
 #[inline(never)]
-fn unmap(table: &Table<'_>, iova: u64, len: u64) {
+fn unmap<F: Format>(table: &Table<'_, F>, iova: u64, len: u64) {
     let mut gather = Gather::new();
     let unmapped = table.unmap(Iova::new(iova), len, &mut gather);
     assert!(unmapped.is_ok_and(|unmapped| unmapped.bytes == len));
@@ -101,7 +105,7 @@ fn unmap(table: &Table<'_>, iova: u64, len: u64) {
 }
 
 #[inline(never)]
-fn walk(table: &Table<'_>, iova: u64) -> u64 {
+fn walk<F: Format>(table: &Table<'_, F>, iova: u64) -> u64 {
     let there = table.walk(Iova::new(iova));
     there.map_or(0, |there| there.phys.get())
 }
@@ -171,7 +175,7 @@ fn report(name: &str, unit: &str, cost: f64, floor: f64) {
     println!("{name:<34} {cost:>9.3} {floor:>9.3} {:>7.2}x  ns/{unit}", cost / floor);
 }
 
-fn run(table: &Table<'_>, flat: &[AtomicU64], case: &Case) {
+fn run<F: Format>(table: &Table<'_, F>, flat: &[AtomicU64], case: &Case) {
     let len: u64 = case.runs.iter().map(|run| run.len).sum();
     let first = case.runs.first().map_or(0, |run| run.start.get());
     if let Some(iova) = case.sentinel {
@@ -216,7 +220,7 @@ fn run(table: &Table<'_>, flat: &[AtomicU64], case: &Case) {
     report(&name, case.unit, per_unit(unmaps), per_unit(clears));
 }
 
-fn walks(table: &Table<'_>, flat: &[AtomicU64], order: &[u64]) {
+fn walks<F: Format>(table: &Table<'_, F>, flat: &[AtomicU64], order: &[u64]) {
     let frames = [PhysRun { start: PhysAddr::new(0x1_0000_1000), len: 512 * PAGE }];
     map(table, 0, &frames);
     let (mut costs, mut floors) = (vec![], vec![]);
@@ -237,16 +241,36 @@ fn walks(table: &Table<'_>, flat: &[AtomicU64], order: &[u64]) {
     report("walk 4K", "op", per_walk(costs), per_walk(floors));
 }
 
-fn main() {
-    let pool = Pool::new(2048);
-    let table = PageTable::new(&pool, Config::new(48, AmdV1Options::default()));
-    let Ok(table) = table else {
-        println!("no memory for a table");
+/// All operations on a table of one format.
+fn format<F: Format>(pool: &Pool, flat: &[AtomicU64], config: Config<F>, wanted: Option<&str>) {
+    let name = format!("{}, {} levels", F::NAME, config.levels);
+    let Ok(table) = PageTable::new(pool, config) else {
+        println!("no memory for a table of {name}");
         return;
     };
-    let flat: Box<[_]> = (0..GIB_PAGES).map(|_| AtomicU64::new(0)).collect();
     // A fixed order in which no place follows its neighbour: 167 and 256 have no common divisor.
     let order: Vec<u64> = (0..256u64).map(|n| n * 167 % 256).collect();
+    let picked = |case: &str| wanted.is_none_or(|part| case.contains(part) || name.contains(part));
+    // A case of one leaf is for formats that have the leaf.
+    let offered = |case: &Case| {
+        let lengths = case.runs.iter().fold(0, |all, run| all | run.len);
+        !case.name.ends_with("contiguous") || table.page_sizes() & lengths != 0
+    };
+    let cases: Vec<Case> =
+        cases(&order).into_iter().filter(|case| picked(case.name) && offered(case)).collect();
+    if cases.is_empty() && !picked("walk") {
+        return;
+    }
+    println!("{name:<34} {:>9} {:>9} {:>8}", "cost", "floor", "ratio");
+    for case in &cases {
+        run(&table, flat, case);
+    }
+    if picked("walk") {
+        walks(&table, flat, &order);
+    }
+}
+
+fn cases(order: &[u64]) -> Vec<Case> {
     let frames = |start, len| vec![PhysRun { start: PhysAddr::new(start), len }];
     let scattered = (0..512u64).map(|n| PhysRun {
         start: PhysAddr::new(0x1_0000_0000 + n * 167 % 512 * 2 * PAGE),
@@ -262,7 +286,7 @@ fn main() {
         rounds: 2001,
         sentinel: Some(if size == PAGE { (1 << 30) + 300 * PAGE } else { (1 << 30) + 300 * size }),
     };
-    let cases = [
+    vec![
         single("4K", PAGE, 0x1_0000_0000),
         single("2M", 2 << 20, 0x1_0000_0000),
         Case {
@@ -270,6 +294,11 @@ fn main() {
             places: vec![1 << 30],
             sentinel: Some((1 << 30) + 300 * PAGE),
             ..single("1M contiguous", 1 << 20, 0x1_0000_0000)
+        },
+        Case {
+            entries: 16,
+            sentinel: Some((1 << 30) + (300 << 16)),
+            ..single("64K contiguous", 1 << 16, 0x1_0000_0000)
         },
         Case {
             name: "256x4K",
@@ -321,15 +350,20 @@ fn main() {
             rounds: 2001,
             sentinel: Some(1 << 31),
         },
-    ];
-    println!("{:<34} {:>9} {:>9} {:>8}", "AMD v1, 3 levels", "cost", "floor", "ratio");
-    // Cargo passes `--bench`; a word without dashes picks cases by a part of their names.
-    let wanted = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    let wants = |name: &str| wanted.as_ref().is_none_or(|part| name.contains(part.as_str()));
-    for case in cases.iter().filter(|case| wants(case.name)) {
-        run(&table, &flat, case);
-    }
-    if wants("walk") {
-        walks(&table, &flat, &order);
-    }
+    ]
+}
+
+fn main() {
+    let pool = Pool::new(2048);
+    let flat: Box<[_]> = (0..GIB_PAGES).map(|_| AtomicU64::new(0)).collect();
+    // Cargo passes `--bench`.
+    let word = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+    let word = word.as_deref();
+    format(&pool, &flat, Config::<AmdV1>::new(48, AmdV1Options::default()), word);
+    format(&pool, &flat, Config::<X86_64>::new(47, X86_64Options::default()), word);
+    let vtd = VtdSecondStageOptions { force_snoop: true };
+    format(&pool, &flat, Config::<VtdSecondStage>::new(48, vtd), word);
+    format(&pool, &flat, Config::<RiscvFirstStage>::new(38, RiscvOptions::default()), word);
+    format(&pool, &flat, Config::<ArmStage1>::new(48, ArmOptions::default()), word);
+    format(&pool, &flat, Config::<ArmStage2>::new(39, ArmOptions::default()), word);
 }
