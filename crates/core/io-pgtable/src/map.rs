@@ -94,6 +94,27 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// Checks all that can be checked of the frames; gives their sum, at least 1.
     #[inline(always)]
     fn check_runs(&self, iova: u64, runs: &[PhysRun]) -> Result<u64, Error> {
+        let (mut starts, mut lens, mut total) = (0u64, 0u64, 0u64);
+        for run in runs {
+            starts |= run.start.get();
+            lens |= run.len;
+            total = total.wrapping_add(run.len);
+        }
+        // No start is above all starts' bits together, and no length above all lengths'. What holds
+        // for these holds for each; what does not is looked at one by one.
+        let fits = starts.checked_add(lens).is_some_and(|beyond| beyond <= self.output_last);
+        let aligned = (iova | starts | lens) & (self.granule() - 1) == 0;
+        let sums = lens.checked_mul(runs.len() as u64).is_some();
+        if fits && aligned && sums && total != 0 {
+            return Ok(total);
+        }
+        self.check_runs_one_by_one(iova, runs)
+    }
+
+    /// As [`Self::check_runs`], for runs of which one is wrong, or near the end of what fits.
+    #[cold]
+    #[inline(never)]
+    fn check_runs_one_by_one(&self, iova: u64, runs: &[PhysRun]) -> Result<u64, Error> {
         let mut total = 0u64;
         let mut bits = iova;
         let mut highest = 0;

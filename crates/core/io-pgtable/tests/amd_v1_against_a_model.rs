@@ -60,8 +60,15 @@ fn runs() -> impl Strategy<Value = Vec<(u64, u64)>> {
         3 => (0..64u64).prop_map(|n| n * 0x200),
         2 => (0..64u64).prop_map(|n| n * 0x10),
     ];
+    let piece = prop_oneof![3 => 1..4u64, 1 => 4..70u64];
+    // Single pages some of which continue each other, at every place of a table.
+    let pieces = prop::collection::vec((frame.clone(), piece), 1..24).prop_map(|pieces| {
+        let singles = |(frame, pages)| (0..pages).map(move |n| (frame + n, 1));
+        pieces.into_iter().flat_map(singles).collect()
+    });
     prop_oneof![
         3 => prop::collection::vec((frame, length()), 1..4),
+        2 => pieces,
         1 => (0..0x1000u64, 1..0x400u64)
             .prop_map(|(frame, pages)| (0..pages).map(|page| (frame + page, 1)).collect()),
         1 => prop::collection::vec((0..0x10000u64, Just(1u64)), 1..0x300),

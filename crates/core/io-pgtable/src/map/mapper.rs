@@ -73,8 +73,8 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
         Ok(())
     }
 
-    /// Maps runs of one granule each that do not continue each other, as long as they come and the
-    /// table at hand has free entries for them. Gives their number.
+    /// Maps runs of one granule each that make no larger leaf, as long as they come and the table at
+    /// hand has free entries for them. Gives their number.
     #[inline(always)]
     fn map_granules(&mut self, runs: &[PhysRun]) -> usize {
         if self.lowest != 0 || !self.same_table(0, self.iova) {
@@ -82,20 +82,88 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
         }
         let index = self.table.index(self.root, 0, self.iova);
         let slots = self.path[0].get(index..).unwrap_or(&[]);
-        let following = runs.get(1..).unwrap_or(&[]);
-        let attributes = self.attributes;
-        let mut count = 0;
-        for ((word, run), next) in slots.iter().zip(runs).zip(following) {
-            let continued = next.start == run.start.wrapping_add(1 << F::GRANULE_SHIFT);
-            if run.len != 1 << F::GRANULE_SHIFT || continued || words::load(word) != 0 {
-                break;
-            }
-            words::store(word, F::leaf(0, F::GRANULE_SHIFT, run.start, attributes));
-            count += 1;
+        // The last run has none after it to tell whether that continues it.
+        let most = runs.len().saturating_sub(1).min(slots.len());
+        let mut count = self.map_granules_singly(slots, runs, 0, most.min(index & 1));
+        if count == index & 1 {
+            count = self.map_granules_at_once(index, slots, runs, count);
+            count = self.map_granules_singly(slots, runs, count, most);
         }
         self.table.pages.clean(slots.get(..count).unwrap_or(&[]));
         let bytes = (count as u64) << F::GRANULE_SHIFT;
         self.iova = self.iova.wrapping_add(bytes);
+        count
+    }
+
+    /// Goes on with [`Self::map_granules`] from `done` up to `most`; gives how far it came.
+    #[inline(always)]
+    fn map_granules_singly(
+        &self,
+        slots: &[AtomicU64],
+        runs: &[PhysRun],
+        done: usize,
+        most: usize,
+    ) -> usize {
+        let slots = slots.get(done..most).unwrap_or(&[]);
+        let runs = runs.get(done..).unwrap_or(&[]);
+        let following = runs.get(1..).unwrap_or(&[]);
+        let mut count = done;
+        for ((word, run), next) in slots.iter().zip(runs).zip(following) {
+            if run.len != 1 << F::GRANULE_SHIFT
+                || continues::<F>(run, next)
+                || words::load(word) != 0
+            {
+                break;
+            }
+            words::store(word, F::leaf(0, F::GRANULE_SHIFT, run.start, self.attributes));
+            count += 1;
+        }
+        count
+    }
+
+    /// As [`Self::map_granules_singly`] from `done` on, as long as [`GRANULES_AT_ONCE`] can be mapped
+    /// after one test. `slots` begin at `index` of the table, and `index + done` is even.
+    ///
+    /// A larger leaf begins at a multiple of its size: only there it matters whether runs continue
+    /// each other.
+    #[inline(always)]
+    fn map_granules_at_once(
+        &self,
+        index: usize,
+        slots: &[AtomicU64],
+        runs: &[PhysRun],
+        done: usize,
+    ) -> usize {
+        let larger = self.sizes >> F::GRANULE_SHIFT & !1;
+        let every_other = larger & 2 != 0;
+        let stride = GRANULES_AT_ONCE.min(1 << larger.trailing_zeros().min(16));
+        let first = (index + done).wrapping_neg() & (stride - 1);
+        let mut count = done;
+        let window = |count| {
+            let words = slots.get(count..)?.first_chunk::<GRANULES_AT_ONCE>()?;
+            Some((words, runs.get(count..)?.first_chunk::<{ GRANULES_AT_ONCE + 1 }>()?))
+        };
+        while let Some((words, window)) = window(count) {
+            let (runs, _) = window.as_chunks::<2>();
+            let lens = window.iter().take(GRANULES_AT_ONCE);
+            let lens = lens.fold(0, |all, run| all | (run.len ^ (1 << F::GRANULE_SHIFT)));
+            let joins = if every_other {
+                runs.iter().fold(false, |any, [run, next]| any | continues::<F>(run, next))
+            } else {
+                let pair = |at: usize| window.get(at..).and_then(|rest| rest.first_chunk::<2>());
+                let joins = |at| pair(at).is_some_and(|[run, next]| continues::<F>(run, next));
+                joins(first)
+                    || (stride < GRANULES_AT_ONCE
+                        && (first + stride..GRANULES_AT_ONCE).step_by(stride).any(joins))
+            };
+            if joins || lens != 0 || !words::all_clear(words) {
+                break;
+            }
+            for (word, run) in words.iter().zip(window) {
+                words::store(word, F::leaf(0, F::GRANULE_SHIFT, run.start, self.attributes));
+            }
+            count += GRANULES_AT_ONCE;
+        }
         count
     }
 
@@ -287,6 +355,15 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
         let span = span_shift::<F>(level);
         span >= 64 || (self.seen ^ iova) >> span == 0
     }
+}
+
+/// Runs of one granule that are looked at together.
+const GRANULES_AT_ONCE: usize = 32;
+
+/// Whether `next` continues `run`, a run of one granule.
+#[inline(always)]
+fn continues<F: Format>(run: &PhysRun, next: &PhysRun) -> bool {
+    next.start == run.start.wrapping_add(1 << F::GRANULE_SHIFT)
 }
 
 /// Entries to write in one table of `level`: `count` from index `first`, leaves of 2^`shift` bytes

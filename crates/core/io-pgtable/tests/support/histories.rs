@@ -64,8 +64,15 @@ pub(crate) fn op(order: u32, bits: u32) -> impl Strategy<Value = Op> {
         (0..16u64).prop_map(move |n| n << order),
         (0..64u64).prop_map(|n| n * 16),
     ];
+    // Single pages some of which continue each other, at every place of a table.
+    let piece = prop_oneof![3 => 1..3u64, 1 => 14..80u64];
+    let pieces = prop::collection::vec((frame.clone(), piece), 1..24).prop_map(|pieces| {
+        let singles = |(frame, pages)| (0..pages).map(move |n| (frame + n, 1));
+        pieces.into_iter().flat_map(singles).collect()
+    });
     let runs = prop_oneof![
         3 => prop::collection::vec((frame, length()), 1..4),
+        1 => pieces,
         1 => prop::collection::vec((0..0x4000u64, Just(1u64)), 1..0x100),
     ];
     let prot = prop_oneof![3 => Just(RW), 2 => Just(Prot::READ), 1 => any_prot()];
