@@ -17,7 +17,7 @@ use lychgate_model::{Bar, PciFunction, Service};
 /// Looks without a pause.
 const SPINS: u32 = 100;
 /// Looks with a yield between them, after that.
-const YIELDS: u32 = 50;
+const YIELDS: u32 = 300;
 const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
