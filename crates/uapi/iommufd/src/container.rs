@@ -32,11 +32,10 @@ impl Context {
         Ok(())
     }
 
-    /// Takes a VFIO group out of the container.
+    /// Takes a VFIO group out of the container. `IOMMU_VFIO_IOAS` may have made another IOAS the
+    /// compatibility one since the group came.
     pub fn remove_group(&self, group: GroupId) {
-        let mut state = self.lock();
-        let Ok(id) = state.compat_ioas() else { return };
-        if let Ok(ioas) = state.objects.ioas_mut(id) {
+        for ioas in self.lock().objects.ioases_mut() {
             ioas.table.unreserve(ReservedBy::Group(group));
         }
     }

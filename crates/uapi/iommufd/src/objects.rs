@@ -166,6 +166,14 @@ impl Objects {
         }
     }
 
+    /// Every IOAS.
+    pub(crate) fn ioases_mut(&mut self) -> impl Iterator<Item = &mut Ioas> {
+        self.slots.iter_mut().flatten().filter_map(|entry| match &mut entry.object {
+            Object::Ioas(ioas) => Some(&mut **ioas),
+            _ => None,
+        })
+    }
+
     /// All devices with their numbers.
     pub(crate) fn devices(&self) -> impl Iterator<Item = (u32, &DeviceObject)> {
         self.iter().filter_map(|(id, object)| match object {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use lychgate_iommu::Capability;
+use lychgate_iommu::{Capability, ReservedKind, ReservedRegion};
 use lychgate_iommufd::abi::{iommufd as abi, type1};
 use lychgate_iommufd::{Accounting, NodeKind, OpenFile};
-use lychgate_types::Errno;
+use lychgate_types::{Errno, Iova, Prot};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -214,4 +214,41 @@ proptest! {
             prop_assert_eq!(world.client.mm.pinned(), mapped.len());
         }
     }
+}
+
+#[test]
+fn a_group_limits_its_container_from_the_moment_it_is_in_until_it_leaves() {
+    let world = World::new();
+    let device = world.device(0x100);
+    let group = world.iommu.lock().unwrap().group(device).unwrap();
+    let [first, last] = [0xfee0_0000, 0xfeef_ffff].map(Iova::new);
+    let region = ReservedRegion { first, last, prot: Prot::NONE, kind: ReservedKind::Msi };
+    world.driver.plan(|plan| plan.reserved.entry(0x100).or_default().push(region));
+
+    let context = world.reference();
+    context.add_group(group).unwrap();
+    let compat = context.compat_ioas().unwrap();
+    let limited = vec![(0, 0xfedf_ffff), (0xfef0_0000, (1 << 48) - 1)];
+    assert_eq!(world.ranges(compat).0, limited);
+    assert_eq!(map(&world, VA, 0xfee0_0000, PAGE), Err(Errno::EINVAL));
+
+    // Another IOAS takes its place: the first one is free again when the group leaves.
+    let other = world.ioas();
+    world.call(abi::VfioIoas { op: 1, ioas_id: other, ..Default::default() }).unwrap();
+    context.remove_group(group);
+    assert_eq!(world.ranges(compat).0, [(0, u64::MAX)]);
+}
+
+#[test]
+fn a_group_does_not_enter_a_container_that_maps_what_it_cannot_use() {
+    let world = World::new();
+    let device = world.device(0x100);
+    let group = world.iommu.lock().unwrap().group(device).unwrap();
+    let context = world.reference();
+    let compat = context.create_compat_ioas().unwrap();
+    map(&world, VA, 1 << 48, PAGE).unwrap();
+    assert_eq!(context.add_group(group).unwrap_err().errno, Errno::EADDRINUSE);
+    assert_eq!(world.ranges(compat).0, [(0, u64::MAX)]);
+    assert_eq!(unmap(&world, 0, 1 << 48, PAGE), Ok(PAGE));
+    context.add_group(group).unwrap();
 }
