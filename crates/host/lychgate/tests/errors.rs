@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
-use common::{BDF, lychgate, lychgate_as_nobody, scratch, text};
+use common::{BDF, lychgate, lychgate_as_nobody, scratch, skipped, text};
 
 fn run(args: &[&str]) -> Output {
     lychgate().arg("run").args(args).output().expect("lychgate")
@@ -141,7 +141,7 @@ fn a_static_program_works() {
         .arg(&program)
         .status();
     if !compiled.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no C compiler that links statically");
+        skipped("no C compiler that links statically");
         return;
     }
     let output = run(&["--", &program.to_string_lossy()]);

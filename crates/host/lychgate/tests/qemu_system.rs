@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use common::{BDF, is_root, lychgate, scratch, text};
+use common::{BDF, is_root, lychgate, scratch, skipped, text};
 
 /// What the boot sector says on the serial port.
 const GREETING: &str = "booted from lychgate's disk";
@@ -69,9 +69,7 @@ fn boots(name: &str, args: &str) {
 
 fn qemu_root() -> Option<PathBuf> {
     let Some(root) = std::env::var_os("LYCHGATE_QEMU_ROOT") else {
-        eprintln!(
-            "skipped: LYCHGATE_QEMU_ROOT names no root with QEMU (cargo xtask qemu-root DIR)"
-        );
+        skipped("LYCHGATE_QEMU_ROOT names no root with QEMU (cargo xtask qemu-root DIR)");
         return None;
     };
     is_root().then(|| root.into())

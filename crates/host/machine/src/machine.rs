@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lychgate_iommu::{Iommu, ReservedKind};
@@ -104,11 +104,6 @@ impl Machine {
             tree,
             allow_unsafe_interrupts: builder.allow_unsafe_interrupts,
         })
-    }
-
-    /// What must be removed when this process ends without dropping the machine.
-    pub fn cleanup_paths(&self) -> Vec<PathBuf> {
-        vec![self.tree.path().to_owned()]
     }
 
     /// The physical memory.

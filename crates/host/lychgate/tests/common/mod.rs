@@ -75,12 +75,18 @@ pub(crate) fn sha256(path: &Path) -> String {
     format!("{:x}", hasher.finalize())
 }
 
+/// Says why a test is skipped, past the harness, which keeps what a passing test prints.
+pub(crate) fn skipped(reason: &str) {
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    writeln!(std::io::stderr(), "skipped: {test}: {reason}").expect("standard error");
+}
+
 /// Whether `program` is on the path; prints why a test is skipped when it is not.
 pub(crate) fn have(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|directory| directory.join(program).exists());
     if !found {
-        eprintln!("skipped: {program} is not installed");
+        skipped(&format!("{program} is not installed"));
     }
     found
 }
@@ -89,7 +95,7 @@ pub(crate) fn have(program: &str) -> bool {
 pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: needs root, to become another user or to change its root directory");
+        skipped("needs root, to become another user or to change its root directory");
     }
     root
 }

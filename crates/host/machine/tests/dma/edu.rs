@@ -61,7 +61,7 @@ fn a_transfer_ends_with_an_interrupt_on_the_pin() {
 #[test]
 fn the_tree_shows_the_bars_where_they_are() {
     let machine = MachineBuilder::new().edu(EDU.parse().unwrap()).build().unwrap();
-    let path = machine.cleanup_paths().remove(0);
+    let path = machine.tree().to_owned();
     let device = machine.tree().join("sys/bus/pci/devices").join(EDU);
     let resource = std::fs::read_to_string(device.join("resource")).unwrap();
     let first = "0x00000000e0000000 0x00000000e00fffff 0x0000000000040200";
