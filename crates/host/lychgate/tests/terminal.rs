@@ -15,8 +15,10 @@ fn on_terminal(program: &str) -> Child {
     let lychgate = env!("CARGO_BIN_EXE_lychgate");
     Command::new("script")
         .args(["--quiet", "--return", "--command"])
-        .arg(format!("{lychgate} run --edu 0000:01:00.0 -- sh -c '{program}'"))
+        // A shell that waited in between would die of the Ctrl-C itself, as dash does.
+        .arg(format!("exec {lychgate} run --edu 0000:01:00.0 -- sh -c '{program}'"))
         .arg("/dev/null")
+        .env("SHELL", "/bin/sh")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
