@@ -4,14 +4,15 @@ use alloc::sync::Arc;
 use core::any::Any;
 use core::fmt;
 
-use lychgate_types::{Iova, PhysAddr, PhysRun, Prot};
+use lychgate_types::{Errno, Iova, PhysAddr, PhysRun, Prot};
 
 use crate::error::MapError;
+use crate::nested::NestedDomain;
 
 /// What stands between a group's DMA and memory (`include/linux/iommu.h`, `IOMMU_DOMAIN_*`).
 ///
-/// Two values are the same domain when they are of the same kind and, for a paging domain, the same
-/// object: [`Domain::same`].
+/// Two values are the same domain when they are of the same kind and, for a paging or nested domain, the
+/// same object: [`Domain::same`].
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Domain {
@@ -21,6 +22,8 @@ pub enum Domain {
     Identity,
     /// DMA is translated by page tables that software maps into.
     Paging(Arc<dyn PagingDomain>),
+    /// DMA is translated by tables of a guest, and then by a paging domain.
+    Nested(Arc<dyn NestedDomain>),
 }
 
 impl Domain {
@@ -29,7 +32,17 @@ impl Domain {
         match (self, other) {
             (Self::Blocked, Self::Blocked) | (Self::Identity, Self::Identity) => true,
             (Self::Paging(a), Self::Paging(b)) => Arc::ptr_eq(a, b),
+            (Self::Nested(a), Self::Nested(b)) => Arc::ptr_eq(a, b),
             _ => false,
+        }
+    }
+
+    /// Whether it can be attached to a PASID.
+    pub fn supports_pasid(&self) -> bool {
+        match self {
+            Self::Paging(domain) => domain.supports_pasid(),
+            Self::Nested(domain) => domain.supports_pasid(),
+            Self::Blocked | Self::Identity => false,
         }
     }
 }
@@ -40,6 +53,7 @@ impl fmt::Debug for Domain {
             Self::Blocked => "Blocked",
             Self::Identity => "Identity",
             Self::Paging(_) => "Paging",
+            Self::Nested(_) => "Nested",
         })
     }
 }
@@ -87,6 +101,43 @@ pub trait PagingDomain: Send + Sync {
     /// stays true (`enforce_cache_coherency`).
     fn enforce_cache_coherency(&self) -> bool;
 
+    /// Whether the domain can be attached to a PASID (`set_dev_pasid`).
+    fn supports_pasid(&self) -> bool {
+        false
+    }
+
+    /// Dirty tracking; `None` for a domain that was not allocated for it (`dirty_ops`).
+    fn dirty(&self) -> Option<&dyn DirtyTracking> {
+        None
+    }
+
     /// The driver's own type, for the driver to find it again.
     fn as_any(&self) -> &dyn Any;
+}
+
+/// Whether dirty bits are cleared as they are read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DirtyBits {
+    /// A later write is seen as a new one.
+    Clear,
+    /// `IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR`.
+    Keep,
+}
+
+/// Which pages devices wrote (`struct iommu_dirty_ops`).
+pub trait DirtyTracking: Send + Sync {
+    /// Switches recording on or off for every device that is or will be attached.
+    fn set_dirty_tracking(&self, enable: bool) -> Result<(), Errno>;
+
+    /// Calls `dirty` with each range in `len` bytes from `iova` that was written since its bits were
+    /// last cleared, ascending, in units of leaves; holes are skipped. With [`DirtyBits::Clear`],
+    /// when it returns no device can write one of these pages without its bit being set again.
+    /// `EINVAL` while recording is off.
+    fn read_and_clear_dirty(
+        &self,
+        iova: Iova,
+        len: u64,
+        bits: DirtyBits,
+        dirty: &mut dyn FnMut(Iova, u64),
+    ) -> Result<(), Errno>;
 }

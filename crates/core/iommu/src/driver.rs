@@ -1,12 +1,15 @@
 //! What a hardware driver offers to the core (`struct iommu_ops`).
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
-use lychgate_types::{Iova, Prot, RequesterId};
+use lychgate_types::{Errno, Iova, Pasid, Prot, RequesterId};
 
 use crate::domain::{Domain, PagingDomain};
 use crate::error::{AllocError, AttachError, ProbeError};
+use crate::nested::NestedDomain;
+use crate::page_fault::{PageFault, PageResponse};
+use crate::viommu::{NewViommu, ViommuHost, ViommuRequest};
 
 /// What a device's IOMMU can do (`enum iommu_cap`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,4 +121,79 @@ pub trait Driver: Send + Sync {
     /// to `old`. `Blocked` cannot fail.
     fn attach(&self, device: RequesterId, domain: &Domain, old: &Domain)
     -> Result<(), AttachError>;
+
+    /// PASIDs that device and IOMMU can use together are below it; 0 for none (`max_pasids`).
+    fn max_pasids(&self, device: RequesterId) -> u32 {
+        let _ = device;
+        0
+    }
+
+    /// Moves the device's requests with `pasid` from `old` to `domain` (`set_dev_pasid`); both are
+    /// `Blocked` for a PASID that is attached to nothing. Never called for PASID 0, for one at or
+    /// above [`Driver::max_pasids`], or for a domain that does not support PASIDs, except `Blocked`.
+    /// On an error the PASID is still attached to `old`. `Blocked` cannot fail.
+    fn attach_pasid(
+        &self,
+        device: RequesterId,
+        pasid: Pasid,
+        domain: &Domain,
+        old: &Domain,
+    ) -> Result<(), AttachError> {
+        let _ = (device, pasid, domain, old);
+        Err(AttachError::Unsupported)
+    }
+
+    /// Whether the PASID table of a device on a nested domain is the guest's (`user_pasid_table`).
+    fn user_pasid_table(&self, device: RequesterId) -> bool {
+        let _ = device;
+        false
+    }
+
+    /// Lets the device ask for pages (`iopf_queue_add_device`). `NoDevice` when it cannot.
+    fn enable_page_requests(&self, device: RequesterId) -> Result<(), AttachError> {
+        let _ = device;
+        Err(AttachError::NoDevice)
+    }
+
+    /// Undoes [`Driver::enable_page_requests`].
+    fn disable_page_requests(&self, device: RequesterId) {
+        let _ = device;
+    }
+
+    /// Answers the group that `last` closed. May be called from any thread, with the locks of a
+    /// caller held, and after the device has gone.
+    fn page_response(&self, device: RequesterId, last: &PageFault, response: PageResponse) {
+        let _ = (device, last, response);
+    }
+
+    /// Allocates a nested domain on `parent`, a nest parent, without a vIOMMU
+    /// (`domain_alloc_nested`). `pasid` is `IOMMU_HWPT_ALLOC_PASID`.
+    fn alloc_nested(
+        &self,
+        device: RequesterId,
+        parent: &Arc<dyn PagingDomain>,
+        pasid: bool,
+        data: UserData<'_>,
+    ) -> Result<Arc<dyn NestedDomain>, AllocError> {
+        let _ = (device, parent, pasid, data);
+        Err(AllocError::Unsupported)
+    }
+
+    /// Whether there are vIOMMUs of a type (`get_viommu_size`).
+    fn supports_viommu(&self, device: RequesterId, kind: u32) -> bool {
+        let _ = (device, kind);
+        false
+    }
+
+    /// Makes a vIOMMU of a type that [`Driver::supports_viommu`] (`viommu_init`). `host` lives as long
+    /// as the vIOMMU; the driver keeps no strong reference to it beyond that.
+    fn viommu_init(
+        &self,
+        device: RequesterId,
+        request: &ViommuRequest<'_>,
+        host: Weak<dyn ViommuHost>,
+    ) -> Result<NewViommu, Errno> {
+        let _ = (device, request, host);
+        Err(Errno::EOPNOTSUPP)
+    }
 }

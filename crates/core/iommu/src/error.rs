@@ -66,6 +66,10 @@ errors! {
     AttachError {
         /// This device and this domain do not go together.
         Incompatible => EINVAL, "the domain does not fit the device";
+        /// The domain, or the device's IOMMU, has no such attachment.
+        Unsupported => EOPNOTSUPP, "the IOMMU has no such attachment";
+        /// A nested domain of a vIOMMU on which the device has no virtual id.
+        NoVirtualDevice => ENOENT, "the device has no virtual id on the vIOMMU of the domain";
         /// The group is attached to something that must be detached first, or it has another owner.
         Busy => EBUSY, "the group is attached elsewhere";
         /// No memory.

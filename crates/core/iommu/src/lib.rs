@@ -17,15 +17,27 @@ pub mod driver;
 pub mod error;
 pub mod fault;
 mod group;
+pub mod handle;
+pub mod nested;
 mod ownership;
+pub mod page_fault;
+mod pasid;
 pub mod pci;
 mod reserved;
 pub mod subsystem;
+pub mod viommu;
 
 pub use default_domain::DefaultDomain;
-pub use domain::{Domain, Geometry, PagingDomain};
+pub use domain::{DirtyBits, DirtyTracking, Domain, Geometry, PagingDomain};
 pub use driver::{AllocFlags, Capability, Driver, HwInfo, ReservedKind, ReservedRegion, UserData};
 pub use error::{AllocError, AttachError, ClaimError, MapError, ProbeError};
 pub use fault::{FaultReason, FaultReport, FaultSink};
+pub use handle::{AttachHandle, DomainKind};
+pub use nested::{Handled, NestedDomain, UserArray};
+pub use page_fault::{FaultGroup, PageFault, PageResponse};
 pub use pci::{Acs, PciFunctionInfo, PciKind};
 pub use subsystem::{DeviceId, GroupId, Iommu, Owner};
+pub use viommu::{
+    HwQueue, HwQueueRequest, NewHwQueue, NewViommu, ViommuHost, ViommuRequest, VirtualDevice,
+    VirtualDevices, VirtualIommu,
+};

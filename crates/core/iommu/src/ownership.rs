@@ -2,6 +2,7 @@
 
 use crate::domain::Domain;
 use crate::error::{AttachError, ClaimError};
+use crate::handle::Attached;
 use crate::subsystem::{DeviceId, GroupId, Iommu, Owner};
 
 /// Who uses a group's DMA, and how often: `owner` and `owner_cnt` of Linux's `struct iommu_group`.
@@ -144,11 +145,14 @@ impl Iommu {
     /// Blocks a free group for an owner to come (`__iommu_take_dma_ownership`).
     fn block_for_owner(&mut self, group: GroupId) -> Result<(), ClaimError> {
         let state = self.groups.get(&group).ok_or(ClaimError::NoDevice)?;
-        if !state.domain.same(&state.default) {
+        if !state.attached.domain.same(&state.default) || !state.pasids.is_empty() {
             return Err(ClaimError::Busy);
         }
-        self.set_domain(group, Domain::Blocked).map_err(|error| match error {
-            AttachError::Incompatible => ClaimError::DirectMapped,
+        let blocked = Attached { domain: Domain::Blocked, handle: None };
+        self.set_domain(group, blocked).map_err(|error| match error {
+            AttachError::Incompatible | AttachError::Unsupported | AttachError::NoVirtualDevice => {
+                ClaimError::DirectMapped
+            }
             AttachError::Busy => ClaimError::Busy,
             AttachError::OutOfMemory => ClaimError::OutOfMemory,
             AttachError::Hardware => ClaimError::Hardware,
@@ -158,6 +162,7 @@ impl Iommu {
 
     fn give_back(&mut self, group: GroupId) {
         self.set_claim(group, Claim::Free);
+        self.detach_all_pasids(group);
         self.detach_group(group);
     }
 

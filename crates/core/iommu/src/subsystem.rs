@@ -1,10 +1,10 @@
 //! The core itself: the devices of a machine and their groups.
 
 use alloc::collections::BTreeMap;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
-use lychgate_types::Bdf;
+use lychgate_types::{Bdf, Errno, Pasid, RequesterId};
 
 use crate::default_domain::{self, DefaultDomain};
 use crate::domain::{Domain, PagingDomain};
@@ -13,9 +13,13 @@ use crate::driver::{
 };
 use crate::error::{AllocError, AttachError, ProbeError};
 use crate::group::{Set, Topology};
+use crate::handle::Attached;
+use crate::nested::NestedDomain;
 use crate::ownership::Claim;
-use crate::pci::PciFunctionInfo;
+use crate::page_fault::Partial;
+use crate::pci::{PciFunctionInfo, PciKind};
 use crate::reserved;
+use crate::viommu::{NewViommu, ViommuHost, ViommuRequest};
 
 /// A device that the core manages. Never reused in the life of an [`Iommu`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -56,6 +60,10 @@ pub(crate) struct Device {
     /// What its driver attached it to: the domain of the group, except for a device whose driver
     /// failed when there was no way back.
     pub(crate) domain: Domain,
+    /// Attachments of the device that handle faults.
+    pub(crate) fault_users: u32,
+    /// Its faults whose groups are not closed.
+    pub(crate) partial: Partial,
     /// Whether firmware demands a direct mapping (`require_direct`).
     pub(crate) needs_direct: bool,
     /// Claims of user space on this device.
@@ -69,7 +77,10 @@ pub(crate) struct Group {
     set: Set,
     pub(crate) devices: Vec<DeviceId>,
     pub(crate) default: Domain,
-    pub(crate) domain: Domain,
+    /// What requests without PASID are attached to.
+    pub(crate) attached: Attached,
+    /// What requests with a PASID are attached to (`pasid_array`).
+    pub(crate) pasids: BTreeMap<Pasid, Attached>,
     pub(crate) claim: Claim,
 }
 
@@ -117,6 +128,27 @@ impl Iommu {
         result
     }
 
+    /// Adds a device that is no PCI function and has a group of its own (`generic_device_group`). The
+    /// core and the driver know it under `at`, which no other device may have.
+    ///
+    /// Errors as for [`Iommu::add_pci`].
+    pub fn add_generic(
+        &mut self,
+        at: Bdf,
+        driver: Arc<dyn Driver>,
+    ) -> Result<DeviceId, ProbeError> {
+        let info = PciFunctionInfo {
+            bdf: at,
+            kind: PciKind::Endpoint,
+            multifunction: false,
+            acs: None,
+            parent: None,
+            secondary_bus: None,
+            quirk_aliases: Vec::new(),
+        };
+        self.add_pci(info, driver)
+    }
+
     /// Takes a device away, with the claims on it. Its DMA stays blocked. A group ends with its
     /// last device.
     pub fn remove(&mut self, device: DeviceId) {
@@ -157,7 +189,7 @@ impl Iommu {
 
     /// What the group's requests without PASID are attached to.
     pub fn group_domain(&self, group: GroupId) -> Option<Domain> {
-        self.groups.get(&group).map(|group| group.domain.clone())
+        self.groups.get(&group).map(|group| group.attached.domain.clone())
     }
 
     /// The reserved regions of all devices of a group, sorted and merged per kind
@@ -197,6 +229,53 @@ impl Iommu {
         device.driver.alloc_paging(device.info.bdf.requester, flags, data)
     }
 
+    /// How the device's driver names it.
+    pub fn requester(&self, device: DeviceId) -> Option<RequesterId> {
+        self.devices.get(&device).map(|device| device.info.bdf.requester)
+    }
+
+    /// Whether both devices are behind the same IOMMU instance (`iommu_get_iommu_dev`).
+    pub fn same_instance(&self, a: DeviceId, b: DeviceId) -> bool {
+        match (self.devices.get(&a), self.devices.get(&b)) {
+            (Some(a), Some(b)) => Arc::ptr_eq(&a.driver, &b.driver),
+            _ => false,
+        }
+    }
+
+    /// PASIDs of the device are below it; 0 for none.
+    pub fn max_pasids(&self, device: DeviceId) -> u32 {
+        self.devices
+            .get(&device)
+            .map_or(0, |device| device.driver.max_pasids(device.info.bdf.requester))
+    }
+
+    /// Allocates a nested domain on a nest parent, without a vIOMMU (`domain_alloc_nested`).
+    pub fn alloc_nested(
+        &mut self,
+        device: DeviceId,
+        parent: &Arc<dyn PagingDomain>,
+        pasid: bool,
+        data: UserData<'_>,
+    ) -> Result<Arc<dyn NestedDomain>, AllocError> {
+        let device = self.devices.get(&device).ok_or(AllocError::NoDevice)?;
+        device.driver.alloc_nested(device.info.bdf.requester, parent, pasid, data)
+    }
+
+    /// Makes a vIOMMU on the IOMMU of the device. `EOPNOTSUPP` for a type that it does not have.
+    pub fn viommu_init(
+        &mut self,
+        device: DeviceId,
+        request: &ViommuRequest<'_>,
+        host: Weak<dyn ViommuHost>,
+    ) -> Result<NewViommu, Errno> {
+        let device = self.devices.get(&device).ok_or(Errno::ENODEV)?;
+        let requester = device.info.bdf.requester;
+        if request.kind == 0 || !device.driver.supports_viommu(requester, request.kind) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        device.driver.viommu_init(requester, request, host)
+    }
+
     /// Makes a probed function a device of its group.
     fn enter(
         &mut self,
@@ -222,6 +301,8 @@ impl Iommu {
             driver,
             group,
             domain: Domain::Blocked,
+            fault_users: 0,
+            partial: Partial::default(),
             needs_direct,
             claims: 0,
             drivers: 0,
@@ -249,7 +330,8 @@ impl Iommu {
         let group = Group {
             set,
             devices: Vec::new(),
-            domain: default.clone(),
+            attached: Attached { domain: default.clone(), handle: None },
+            pasids: BTreeMap::new(),
             default,
             claim: Claim::Free,
         };
@@ -270,7 +352,10 @@ impl Iommu {
 
 fn probe_error(error: AttachError) -> ProbeError {
     match error {
-        AttachError::Incompatible | AttachError::Busy => ProbeError::Incompatible,
+        AttachError::Incompatible
+        | AttachError::Unsupported
+        | AttachError::NoVirtualDevice
+        | AttachError::Busy => ProbeError::Incompatible,
         AttachError::OutOfMemory => ProbeError::OutOfMemory,
         AttachError::Hardware => ProbeError::Hardware,
         AttachError::NoDevice => ProbeError::NoIommu,
