@@ -1,7 +1,6 @@
 //! Dirty tracking: which pages hardware has recorded writes to.
 
-use core::sync::atomic::AtomicU64;
-
+use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages};
 
 use crate::error::Error;

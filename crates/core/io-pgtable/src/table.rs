@@ -2,8 +2,9 @@
 
 use core::fmt;
 use core::ops::RangeInclusive;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
+use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages, PhysAddr};
 
 use crate::error::Error;

@@ -1,7 +1,6 @@
 //! Unmapping: leaves are cleared, tables that lose all of their range are handed to the gather.
 
-use core::sync::atomic::AtomicU64;
-
+use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages};
 
 use crate::error::Error;

@@ -1,7 +1,6 @@
 //! Reading the tables: where an IOVA leads, and by which entries.
 
-use core::sync::atomic::AtomicU64;
-
+use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages, PhysAddr, Prot};
 
 use crate::format::{Format, LEVELS_LIMIT, table_entries};

@@ -1,6 +1,8 @@
 //! Runs of entries: written and tested several at a time, always by single 64-bit accesses.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
+
+use lychgate_types::sync::AtomicU64;
 
 const UNROLL: usize = 8;
 

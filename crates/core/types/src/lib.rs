@@ -19,6 +19,7 @@ pub mod memory;
 pub mod pages;
 pub mod prot;
 pub mod requester;
+pub mod sync;
 
 pub use addr::{Iova, PhysAddr, PhysRun};
 pub use errno::Errno;

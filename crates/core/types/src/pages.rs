@@ -2,9 +2,9 @@
 
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 
 use crate::addr::PhysAddr;
+use crate::sync::AtomicU64;
 
 /// No page is free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,12 +82,13 @@ pub use heap::HeapPages;
 mod heap {
     use alloc::boxed::Box;
     use alloc::vec::Vec;
-    use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    use core::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Mutex, OnceLock, PoisonError};
 
     use super::{OutOfMemory, Pages};
     use crate::addr::PhysAddr;
     use crate::memory::{BusError, Memory};
+    use crate::sync::AtomicU64;
 
     const CHUNK_BYTES: u64 = 1 << 21;
     const CHUNK_WORDS: usize = 1 << 18;

@@ -1,7 +1,6 @@
 //! A map in progress: runs of frames become leaves, the largest that fit, in tables made on the way.
 
-use core::sync::atomic::AtomicU64;
-
+use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages, PhysAddr, PhysRun};
 
 use crate::error::Error;
