@@ -1,20 +1,35 @@
 //! A driver that remembers what it was told and fails when asked to, and a topology to put it in.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use lychgate_iommu::{
     Acs, AllocError, AllocFlags, AttachError, Capability, Domain, Driver, Geometry, HwInfo,
-    MapError, PagingDomain, PciFunctionInfo, PciKind, ProbeError, ReservedKind, ReservedRegion,
-    UserData,
+    MapError, NestedDomain, PageFault, PageResponse, PagingDomain, PciFunctionInfo, PciKind,
+    ProbeError, ReservedKind, ReservedRegion, UserData,
 };
-use lychgate_types::{Bdf, Iova, PhysAddr, PhysRun, Prot, RequesterId};
+use lychgate_types::{Bdf, Iova, Pasid, PhysAddr, PhysRun, Prot, RequesterId};
 
 /// A paging domain that keeps its mappings in a map of pages.
 #[derive(Default)]
 pub(crate) struct FakeDomain {
     pub(crate) pages: Mutex<BTreeMap<u64, (u64, Prot)>>,
+    /// Whether it was allocated for PASIDs.
+    pub(crate) pasid: bool,
+}
+
+/// A nested domain without a first stage.
+pub(crate) struct FakeNested(pub(crate) Arc<dyn PagingDomain>);
+
+impl NestedDomain for FakeNested {
+    fn parent(&self) -> Arc<dyn PagingDomain> {
+        Arc::clone(&self.0)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 impl PagingDomain for FakeDomain {
@@ -54,6 +69,10 @@ impl PagingDomain for FakeDomain {
         true
     }
 
+    fn supports_pasid(&self) -> bool {
+        self.pasid
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -69,6 +88,14 @@ pub(crate) struct FakeState {
     pub(crate) broken: BTreeMap<RequesterId, AttachError>,
     pub(crate) probe_error: Option<ProbeError>,
     pub(crate) calls: Vec<String>,
+    /// What PASIDs are attached to; those that are not blocked.
+    pub(crate) pasids: BTreeMap<(RequesterId, Pasid), Domain>,
+    /// Devices with PASIDs, and how many.
+    pub(crate) max_pasids: BTreeMap<RequesterId, u32>,
+    /// Devices that may ask for pages now.
+    pub(crate) asking: BTreeSet<RequesterId>,
+    /// Answers that devices got: the device, its page request group, the answer.
+    pub(crate) answers: Vec<(RequesterId, u32, PageResponse)>,
 }
 
 #[derive(Default)]
@@ -103,6 +130,24 @@ impl FakeDriver {
         let mut state = self.0.lock().unwrap();
         let regions = state.reserved.entry(RequesterId::new(device)).or_default();
         regions.push(region);
+    }
+
+    pub(crate) fn give_pasids(&self, device: u16, max: u32) {
+        self.0.lock().unwrap().max_pasids.insert(RequesterId::new(device), max);
+    }
+
+    pub(crate) fn pasid(&self, device: u16, pasid: u32) -> Option<Domain> {
+        let key = (RequesterId::new(device), Pasid::new(pasid).unwrap());
+        self.0.lock().unwrap().pasids.get(&key).cloned()
+    }
+
+    pub(crate) fn may_ask(&self, device: u16) -> bool {
+        self.0.lock().unwrap().asking.contains(&RequesterId::new(device))
+    }
+
+    pub(crate) fn take_answers(&self) -> Vec<(u32, PageResponse)> {
+        let answers = std::mem::take(&mut self.0.lock().unwrap().answers);
+        answers.into_iter().map(|(_, group, answer)| (group, answer)).collect()
     }
 
     pub(crate) fn take_calls(&self) -> Vec<String> {
@@ -150,7 +195,55 @@ impl Driver for FakeDriver {
         if flags.nest_parent {
             return Err(AllocError::Unsupported);
         }
-        Ok(Arc::new(FakeDomain::default()))
+        Ok(Arc::new(FakeDomain { pasid: flags.pasid, ..FakeDomain::default() }))
+    }
+
+    fn max_pasids(&self, device: RequesterId) -> u32 {
+        self.0.lock().unwrap().max_pasids.get(&device).copied().unwrap_or(0)
+    }
+
+    fn attach_pasid(
+        &self,
+        device: RequesterId,
+        pasid: Pasid,
+        domain: &Domain,
+        old: &Domain,
+    ) -> Result<(), AttachError> {
+        let mut state = self.0.lock().unwrap();
+        state.calls.push(format!("{device}/{} {old:?} -> {domain:?}", pasid.get()));
+        let before = state.pasids.get(&(device, pasid)).unwrap_or(&Domain::Blocked);
+        assert!(before.same(old), "{device}/{pasid:?} is not attached to {old:?}");
+        if matches!(domain, Domain::Blocked) {
+            state.pasids.remove(&(device, pasid));
+            return Ok(());
+        }
+        if let Some(error) = state.broken.get(&device) {
+            return Err(*error);
+        }
+        state.pasids.insert((device, pasid), domain.clone());
+        Ok(())
+    }
+
+    fn user_pasid_table(&self, _: RequesterId) -> bool {
+        true
+    }
+
+    fn enable_page_requests(&self, device: RequesterId) -> Result<(), AttachError> {
+        let mut state = self.0.lock().unwrap();
+        if state.max_pasids.get(&device).is_none_or(|max| *max == 0) {
+            return Err(AttachError::NoDevice);
+        }
+        assert!(state.asking.insert(device), "{device} may ask already");
+        Ok(())
+    }
+
+    fn disable_page_requests(&self, device: RequesterId) {
+        assert!(self.0.lock().unwrap().asking.remove(&device), "{device} may not ask");
+    }
+
+    fn page_response(&self, device: RequesterId, last: &PageFault, response: PageResponse) {
+        assert!(last.last, "an answer to a group that is not closed");
+        self.0.lock().unwrap().answers.push((device, last.group, response));
     }
 
     fn attach(

@@ -9,4 +9,6 @@
 mod fake;
 mod groups;
 mod ownership;
+mod page_faults;
+mod pasids;
 mod random_operations;
