@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use lychgate_iommu::{Domain, GroupId, ReservedKind};
-use lychgate_types::Errno;
+use lychgate_types::{Errno, Pasid};
 
 use crate::context::Context;
 use crate::error::{Result, refuse};
@@ -23,14 +23,19 @@ pub(crate) enum Way {
 }
 
 impl Context {
-    /// Attaches device `id` to what has the number `pt_id`, and gives the page table.
+    /// Attaches the requests of device `id` with `pasid`, or without one for [`Pasid::NONE`], to what
+    /// has the number `pt_id`, and gives the page table.
     pub(crate) fn change_pt(
         &self,
         state: &mut State,
         id: u32,
+        pasid: Pasid,
         pt_id: u32,
         way: Way,
     ) -> Result<u32> {
+        if pasid != Pasid::NONE {
+            return refuse(Errno::EOPNOTSUPP, "no device here has PASIDs");
+        }
         let device = state.objects.device(id)?;
         match state.objects.get(pt_id)? {
             Object::Hwpt(_) => {
@@ -38,14 +43,19 @@ impl Context {
                 Ok(pt_id)
             }
             Object::Ioas(_) => self.change_ioas(state, id, &device, pt_id, way),
-            Object::Device(_) => {
-                refuse(Errno::EINVAL, format!("object {pt_id} is a device, nothing to attach to"))
-            }
+            other => refuse(
+                Errno::EINVAL,
+                format!("object {pt_id} is {}, nothing to attach to", other.kind()),
+            ),
         }
     }
 
-    /// Detaches a device, if it is attached, and destroys the page table that was made for it.
-    pub(crate) fn detach(&self, state: &mut State, id: u32) {
+    /// Detaches the requests of a device with `pasid`, or without one for [`Pasid::NONE`], if they
+    /// are attached, and destroys the page table that was made for it.
+    pub(crate) fn detach(&self, state: &mut State, id: u32, pasid: Pasid) {
+        if pasid != Pasid::NONE {
+            return;
+        }
         let Ok(device) = state.objects.device(id) else {
             return;
         };
@@ -110,9 +120,9 @@ impl Context {
         state.objects.publish(hwpt);
         // Attaching comes first, so that what does not fit is told before anything is pinned.
         let result = match way {
-            Way::Attach => self
-                .attach(state, id, device, hwpt)
-                .and_then(|()| self.fill_hwpt(state, hwpt).inspect_err(|_| self.detach(state, id))),
+            Way::Attach => self.attach(state, id, device, hwpt).and_then(|()| {
+                self.fill_hwpt(state, hwpt).inspect_err(|_| self.detach(state, id, Pasid::NONE))
+            }),
             Way::Replace => {
                 self.fill_hwpt(state, hwpt).and_then(|()| self.replace(state, id, device, hwpt))
             }

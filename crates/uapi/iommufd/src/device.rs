@@ -1,12 +1,13 @@
 //! Devices of a context, as VFIO binds and attaches them (`drivers/iommu/iommufd/device.c`).
 
 use lychgate_iommu::{Capability, DeviceId, GroupId};
-use lychgate_types::Errno;
+use lychgate_types::{Errno, Pasid};
 
 use crate::attach::Way;
 use crate::context::{Context, ContextRef};
 use crate::error::{Result, refuse};
 use crate::objects::{DeviceObject, Object};
+use crate::state::State;
 
 /// A device that a context owns (`struct iommufd_device`): dropping it detaches and unbinds it.
 pub struct BoundDevice {
@@ -46,7 +47,7 @@ impl BoundDevice {
     /// one; `EBUSY` when the device is attached; `EADDRINUSE` when what is mapped collides with what
     /// the device reserves or the page table cannot hold; `EFAULT` and `ENOMEM` from pinning.
     pub fn attach(&self, pt_id: u32) -> Result<u32> {
-        self.context.change_pt(&mut self.context.lock(), self.id, pt_id, Way::Attach)
+        self.context.change_pt(&mut self.context.lock(), self.id, Pasid::NONE, pt_id, Way::Attach)
     }
 
     /// Attaches the device's group to something else, without a moment in between in which it is
@@ -54,12 +55,12 @@ impl BoundDevice {
     ///
     /// `EINVAL` when the device is not attached; else as [`BoundDevice::attach`].
     pub fn replace(&self, pt_id: u32) -> Result<u32> {
-        self.context.change_pt(&mut self.context.lock(), self.id, pt_id, Way::Replace)
+        self.context.change_pt(&mut self.context.lock(), self.id, Pasid::NONE, pt_id, Way::Replace)
     }
 
     /// Detaches the device; nothing happens when it is not attached (`iommufd_device_detach`).
     pub fn detach(&self) {
-        self.context.detach(&mut self.context.lock(), self.id);
+        self.context.detach(&mut self.context.lock(), self.id, Pasid::NONE);
     }
 
     /// Whether the device is attached to a page table.
@@ -70,7 +71,7 @@ impl BoundDevice {
 
 impl Drop for BoundDevice {
     fn drop(&mut self) {
-        self.context.unbind_device(self.id);
+        self.context.unbind_device(&mut self.context.lock(), self.id);
     }
 }
 
@@ -86,7 +87,8 @@ impl Context {
         state.objects.devices().find(|(_, object)| object.device == device).map(|(id, _)| id)
     }
 
-    fn bind_device(&self, device: DeviceId) -> Result<u32> {
+    /// As [`ContextRef::bind`], without a reference to the context; gives the number of the object.
+    pub(crate) fn bind_device(&self, device: DeviceId) -> Result<u32> {
         let mut state = self.lock();
         let mut iommu = self.lock_iommu();
         let (Some(bdf), Some(group)) = (iommu.bdf(device), iommu.group(device)) else {
@@ -112,9 +114,9 @@ impl Context {
         Ok(id)
     }
 
-    fn unbind_device(&self, id: u32) {
-        let mut state = self.lock();
-        self.detach(&mut state, id);
+    /// Detaches and unbinds a device that [`Context::bind_device`] bound.
+    pub(crate) fn unbind_device(&self, state: &mut State, id: u32) {
+        self.detach(state, id, Pasid::NONE);
         if let Some(Object::Device(object)) = state.objects.remove(id) {
             self.lock_iommu().release_dma_owner(object.device);
         }

@@ -36,10 +36,10 @@ impl Context {
         match parent {
             Object::Ioas(_) => {}
             Object::Hwpt(_) => return nested(&argument),
-            Object::Device(_) => {
+            other => {
                 return refuse(
                     Errno::EINVAL,
-                    format!("object {} is a device, no IOAS", argument.pt_id),
+                    format!("object {} is {}, no IOAS", argument.pt_id, other.kind()),
                 );
             }
         }

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+mod access;
 mod alloc_iova;
 mod attach;
 pub mod client;

@@ -1,12 +1,16 @@
 //! The objects of a context and their numbers (`struct iommufd_object`, `ictx->objects`).
 
+use std::any::Any;
 use std::sync::Arc;
 
 use lychgate_iommu::{DeviceId, GroupId, PagingDomain};
 use lychgate_types::{Bdf, Errno};
 
+use crate::access::Access;
+use crate::context::Context;
 use crate::error::{Result, refuse};
 use crate::io_pagetable::IoPageTable;
+use crate::state::State;
 
 /// An IO address space (`struct iommufd_ioas`).
 pub(crate) struct Ioas {
@@ -43,6 +47,12 @@ pub(crate) struct DeviceObject {
     pub(crate) enforces_coherency: bool,
 }
 
+/// What the selftest keeps as an object, a mock device (`struct selftest_obj`).
+pub(crate) trait SelftestObject: Any + Send {
+    /// It was taken out of `state` to be destroyed, where it had the number `id`.
+    fn destroy(self: Box<Self>, context: &Context, state: &mut State, id: u32);
+}
+
 /// Any object.
 pub(crate) enum Object {
     /// An IO address space.
@@ -51,6 +61,23 @@ pub(crate) enum Object {
     Hwpt(Hwpt),
     /// A device.
     Device(DeviceObject),
+    /// A kernel user of an IOAS.
+    Access(Box<Access>),
+    /// Something of the selftest.
+    Selftest(Box<dyn SelftestObject>),
+}
+
+impl Object {
+    /// What it is, for people.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Ioas(_) => "an IOAS",
+            Self::Hwpt(_) => "a page table",
+            Self::Device(_) => "a device",
+            Self::Access(_) => "an access object",
+            Self::Selftest(_) => "an object of the selftest",
+        }
+    }
 }
 
 struct Entry {
@@ -163,6 +190,41 @@ impl Objects {
         match self.get(id)? {
             Object::Device(device) => Ok(*device),
             _ => refuse(Errno::ENOENT, format!("object {id} is no device")),
+        }
+    }
+
+    /// The access object with a number: `ENOENT`, also for another kind.
+    pub(crate) fn access(&self, id: u32) -> Result<&Access> {
+        match self.get(id)? {
+            Object::Access(access) => Ok(access),
+            _ => refuse(Errno::ENOENT, format!("object {id} is no access object")),
+        }
+    }
+
+    /// As [`Objects::access`].
+    pub(crate) fn access_mut(&mut self, id: u32) -> Result<&mut Access> {
+        match self.entry_mut(id) {
+            Some(Entry { object: Object::Access(access), visible: true, .. }) => Ok(access),
+            Some(Entry { visible: true, .. }) => {
+                refuse(Errno::ENOENT, format!("object {id} is no access object"))
+            }
+            _ => not_found(id),
+        }
+    }
+
+    /// The selftest's object with a number: `ENOENT`, also for another kind.
+    pub(crate) fn selftest<T: SelftestObject>(&mut self, id: u32) -> Result<&mut T> {
+        let object = match self.entry_mut(id) {
+            Some(Entry { object: Object::Selftest(object), visible: true, .. }) => {
+                let object: &mut dyn Any = object.as_mut();
+                object.downcast_mut()
+            }
+            Some(Entry { visible: true, .. }) => None,
+            _ => return not_found(id),
+        };
+        match object {
+            Some(object) => Ok(object),
+            None => refuse(Errno::ENOENT, format!("object {id} is none of the selftest's")),
         }
     }
 

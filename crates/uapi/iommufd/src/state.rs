@@ -110,7 +110,8 @@ impl Context {
                 }
                 state.objects.put(hwpt.ioas);
             }
-            Some(Object::Device(_)) | None => {}
+            Some(Object::Selftest(object)) => object.destroy(self, state, id),
+            Some(Object::Device(_) | Object::Access(_)) | None => {}
         }
     }
 
