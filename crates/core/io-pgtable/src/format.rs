@@ -122,6 +122,13 @@ pub trait Format: Send + Sync + 'static {
     /// Whether a present entry at `level` leads to a table.
     fn is_table(level: u32, entry: u64) -> bool;
 
+    /// Whether an entry at `level` is present and leads to a table: true of every entry that
+    /// [`Format::table`] gives, and of no other than those that are both. For formats in
+    /// which this takes fewer steps.
+    fn is_plain_table(level: u32, entry: u64) -> bool {
+        Self::is_present(entry) && Self::is_table(level, entry)
+    }
+
     /// Where a table entry leads.
     fn table_address(entry: u64) -> PhysAddr;
 
@@ -146,6 +153,12 @@ pub trait Format: Send + Sync + 'static {
     fn make_clean(entry: u64) -> u64 {
         entry
     }
+}
+
+/// The level whose entries hold leaves of 2^`shift` bytes.
+#[inline(always)]
+pub(crate) const fn leaf_level<F: Format>(shift: u32) -> u32 {
+    (shift - F::GRANULE_SHIFT) / F::INDEX_BITS
 }
 
 /// log2 of the bytes that one entry of `level` spans.

@@ -23,7 +23,9 @@ use lychgate_types::{Iova, Pages, PhysAddr};
 /// the latter.
 #[must_use = "tables in it are freed by `release` alone"]
 pub struct Gather {
-    first: u64,
+    /// The complement of the first byte, so that an empty gather is all zeros.
+    not_first: u64,
+    /// The last byte, never 0 when there is one.
     last: u64,
     leaf_sizes: u64,
     table_levels: u8,
@@ -37,17 +39,17 @@ const SIZE_SHIFT: u32 = 58;
 impl Gather {
     /// Nothing to do.
     pub const fn new() -> Self {
-        Self { first: u64::MAX, last: 0, leaf_sizes: 0, table_levels: 0, dead: 0, dead_count: 0 }
+        Self { not_first: 0, last: 0, leaf_sizes: 0, table_levels: 0, dead: 0, dead_count: 0 }
     }
 
     /// Whether there is nothing to invalidate and nothing to free.
     pub const fn is_empty(&self) -> bool {
-        self.first > self.last && self.dead == 0
+        self.last | self.dead == 0
     }
 
     /// The smallest range that covers every change, both ends included; `None` when there was none.
     pub fn range(&self) -> Option<RangeInclusive<Iova>> {
-        (self.first <= self.last).then(|| Iova::new(self.first)..=Iova::new(self.last))
+        (self.last != 0).then(|| Iova::new(!self.not_first)..=Iova::new(self.last))
     }
 
     /// Whether tables were taken out, so that hardware must also forget entries that lead to tables.
@@ -87,10 +89,10 @@ impl Gather {
         *self = Self::new();
     }
 
-    /// Records that `len` bytes from `iova`, not 0, changed.
+    /// Records that `len` bytes from `iova`, at least two, changed.
     pub(crate) const fn add(&mut self, iova: u64, len: u64) {
-        if iova < self.first {
-            self.first = iova;
+        if !iova > self.not_first {
+            self.not_first = !iova;
         }
         let last = iova.wrapping_add(len.wrapping_sub(1));
         if last > self.last {

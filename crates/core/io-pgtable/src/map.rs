@@ -3,12 +3,12 @@
 use lychgate_types::{Iova, Pages, PhysAddr, PhysRun, Prot};
 
 use crate::error::Error;
-use crate::format::{Format, leaf_entries};
+use crate::format::{Format, item_shift, leaf_entries, leaf_level};
 use crate::gather::Gather;
 use crate::table::{PageTable, Root};
 use crate::words;
 
-use mapper::{Mapper, leaf_level, write_leaf};
+use mapper::{Mapper, write_leaf};
 
 mod mapper;
 
@@ -44,6 +44,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// [`Error::Empty`], [`Error::Misaligned`], [`Error::Overflow`], [`Error::IovaOutOfRange`],
     /// [`Error::OutputOutOfRange`], [`Error::BeyondTop`] and [`Error::Permissions`] come before any
     /// change; [`Error::AlreadyMapped`], [`Error::OutOfMemory`] and [`Error::Corrupt`] on the way.
+    #[inline]
     pub fn map_batch(
         &self,
         iova: Iova,
@@ -51,17 +52,30 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         prot: Prot,
         gather: &mut Gather,
     ) -> Result<u64, Error> {
-        if let [run] = runs {
-            let done = if run.len == 1 << F::GRANULE_SHIFT {
-                self.map_granule(iova.get(), run.start, prot)
-            } else {
-                self.map_leaf(iova.get(), *run, prot)
-            };
-            if done {
-                return Ok(run.len);
-            }
+        if let [run] = runs
+            && run.len == 1 << F::GRANULE_SHIFT
+            && self.map_granule(iova.get(), run.start, prot)
+        {
+            return Ok(1 << F::GRANULE_SHIFT);
         }
-        self.map_runs(iova.get(), runs, prot, gather)
+        self.map_any(iova.get(), runs, prot, gather)
+    }
+
+    /// As [`Self::map_batch`], for anything but the short way of a single granule.
+    #[inline(never)]
+    fn map_any(
+        &self,
+        iova: u64,
+        runs: &[PhysRun],
+        prot: Prot,
+        gather: &mut Gather,
+    ) -> Result<u64, Error> {
+        if let [run] = runs
+            && self.map_leaf(iova, *run, prot)
+        {
+            return Ok(run.len);
+        }
+        self.map_runs(iova, runs, prot, gather)
     }
 
     #[inline(never)]
@@ -145,52 +159,67 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     #[inline(always)]
     fn map_granule(&self, iova: u64, phys: PhysAddr, prot: Prot) -> bool {
         let root = self.root();
-        let Some(attributes) = self.leaf_attributes(root, iova, phys, F::GRANULE_SHIFT, prot)
-        else {
+        let attributes = self.leaf_attributes(root, iova, phys, F::GRANULE_SHIFT, prot);
+        if attributes == 0 {
+            return false;
+        }
+        let Some(word) = self.word_at(root, 0, iova) else {
             return false;
         };
-        let done = self.lookup(root, iova, |found| {
-            if found.level != 0 || found.entry != 0 {
-                return false;
-            }
-            let Some(word) = found.table.get(found.index) else {
-                return false;
-            };
-            words::store(word, F::leaf(0, F::GRANULE_SHIFT, phys, attributes));
-            self.pages.clean(core::slice::from_ref(word));
-            true
-        });
-        done == Some(true)
+        if words::load(word) != 0 {
+            return false;
+        }
+        words::store(word, F::leaf(0, F::GRANULE_SHIFT, phys, attributes));
+        self.pages.clean(core::slice::from_ref(word));
+        true
     }
 
     /// As [`Self::map_granule`], for a run that is one leaf of any size.
-    #[inline(never)]
+    #[inline(always)]
     fn map_leaf(&self, iova: u64, run: PhysRun, prot: Prot) -> bool {
         let root = self.root();
-        let shift = run.len.trailing_zeros();
         if !run.len.is_power_of_two() || self.sizes_below(root.levels) & run.len == 0 {
             return false;
         }
+        let shift = run.len.trailing_zeros();
         let attributes = self.leaf_attributes(root, iova, run.start, shift, prot);
-        let found = self.lookup(root, iova, |found| found);
-        let Some((attributes, found)) = attributes.zip(found) else {
+        if attributes == 0 {
+            return false;
+        }
+        let level = leaf_level::<F>(shift);
+        // Spelled out for the levels of usual sizes, so that the walks to them have constant shifts.
+        let table = match level {
+            0 => self.table_at(root, 0, iova),
+            1 => self.table_at(root, 1, iova),
+            2 => self.table_at(root, 2, iova),
+            _ => self.table_at(root, level, iova),
+        };
+        let Some(rest) = table.and_then(|table| table.get(self.index(root, level, iova)..)) else {
             return false;
         };
-        let level = leaf_level::<F>(shift);
-        let count = leaf_entries::<F>(level, shift);
-        let slots = found.table.get(found.index..).and_then(|rest| rest.get(..count));
-        match slots {
-            Some(slots) if found.level == level && words::all_clear(slots) => {
-                write_leaf::<F>(slots, level, shift, run.start, attributes);
-                self.pages.clean(slots);
-                true
+        if shift == item_shift::<F>(level) {
+            match rest.first() {
+                Some(word) if words::load(word) == 0 => {
+                    words::store(word, F::leaf(level, shift, run.start, attributes));
+                    self.pages.clean(core::slice::from_ref(word));
+                    true
+                }
+                _ => false,
             }
-            _ => false,
+        } else {
+            match rest.get(..leaf_entries::<F>(level, shift)) {
+                Some(slots) if words::all_clear(slots) => {
+                    write_leaf::<F>(slots, level, shift, run.start, attributes);
+                    self.pages.clean(slots);
+                    true
+                }
+                _ => false,
+            }
         }
     }
 
     /// Checks one leaf of 2^`shift` bytes, a size that the table has or the granule; gives its
-    /// attributes if nothing is wrong.
+    /// attributes if nothing is wrong, otherwise 0.
     #[inline(always)]
     fn leaf_attributes(
         &self,
@@ -199,15 +228,15 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         phys: PhysAddr,
         shift: u32,
         prot: Prot,
-    ) -> Option<u64> {
+    ) -> u64 {
         let within = (1u64 << shift) - 1;
         let last = iova | within;
-        let aligned = (iova | phys.get()) & within == 0 && self.granule() <= 1 << shift;
+        let aligned = (iova | phys.get()) & within == 0 && self.within_granule <= within;
         let in_range = self.first <= iova
             && last <= self.last
             && self.root_reaches(root, last)
             && phys.get() | within <= self.output_last;
-        if aligned && in_range { F::attributes(&self.options, prot) } else { None }
+        if aligned && in_range { self.attributes(prot) } else { 0 }
     }
 
     /// Takes the `done` bytes from `iova` back that a failed map has written.

@@ -5,7 +5,7 @@ use core::ops::RangeInclusive;
 use core::sync::atomic::Ordering;
 
 use lychgate_types::sync::AtomicU64;
-use lychgate_types::{Iova, Pages, PhysAddr};
+use lychgate_types::{Iova, Pages, PhysAddr, Prot};
 
 use crate::error::Error;
 use crate::format::{Format, LEVELS_LIMIT, item_shift, span_shift, table_bytes, table_entries};
@@ -88,13 +88,19 @@ pub struct PageTable<F: Format, P: Pages> {
     pub(crate) first: u64,
     pub(crate) last: u64,
     pub(crate) page_sizes: u64,
-    granule: u64,
+    /// The bits that are 0 in every multiple of the granule.
+    pub(crate) within_granule: u64,
     /// Highest physical address.
     pub(crate) output_last: u64,
     root_extra_bits: u32,
     pub(crate) options: F::Options,
     pub(crate) pages: P,
+    /// What [`Format::attributes`] gives, by the bits of the permissions; 0 for none.
+    attributes: [u64; 1 << PROT_BITS.len()],
 }
+
+const PROT_BITS: [Prot; 6] =
+    [Prot::READ, Prot::WRITE, Prot::CACHE, Prot::NOEXEC, Prot::MMIO, Prot::PRIV];
 
 const ROOT_LEVELS: u64 = 0x7;
 const ROOT_GROWING: u64 = 0x8;
@@ -145,9 +151,10 @@ impl<F: Format, P: Pages> PageTable<F, P> {
             first,
             last,
             page_sizes,
-            granule: page_sizes & page_sizes.wrapping_neg(),
+            within_granule: (page_sizes & page_sizes.wrapping_neg()) - 1,
             output_last: u64::MAX >> (64 - config.output_bits.clamp(1, 64)),
             root_extra_bits: config.root_extra_bits,
+            attributes: all_attributes::<F>(&config.options),
             options: config.options,
             pages,
         })
@@ -173,7 +180,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// The smallest page in bytes, of which all ranges are multiples.
     #[inline(always)]
     pub const fn granule(&self) -> u64 {
-        self.granule
+        self.within_granule + 1
     }
 
     /// Where the tables come from.
@@ -278,6 +285,12 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         !F::GROWS || span >= 64 || last >> span == 0
     }
 
+    /// What [`Format::attributes`] gives for `prot`, and 0 where it gives nothing.
+    #[inline(always)]
+    pub(crate) fn attributes(&self, prot: Prot) -> u64 {
+        self.attributes.get(prot.bits() as usize).copied().unwrap_or(0)
+    }
+
     /// The leaf sizes of tables below level `levels`.
     #[inline(always)]
     pub(crate) const fn sizes_below(&self, levels: u32) -> u64 {
@@ -350,6 +363,16 @@ impl<F: Format, P: Pages> fmt::Debug for PageTable<F, P> {
             .field("options", &self.options)
             .finish()
     }
+}
+
+/// [`Format::attributes`] for every combination of permissions: a load takes the place of as many
+/// decisions as there are bits.
+fn all_attributes<F: Format>(options: &F::Options) -> [u64; 1 << PROT_BITS.len()] {
+    core::array::from_fn(|bits| {
+        let chosen = PROT_BITS.iter().filter(|prot| bits & prot.bits() as usize != 0);
+        let prot = chosen.fold(Prot::NONE, |all, &prot| all | prot);
+        F::attributes(options, prot).unwrap_or(0)
+    })
 }
 
 /// Levels that it takes to tell `last` from smaller IOVAs, at least [`Format::MIN_LEVELS`]; more

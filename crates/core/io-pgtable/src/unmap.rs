@@ -4,10 +4,9 @@ use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages};
 
 use crate::error::Error;
-use crate::format::{Format, item_shift, leaf_entries, span_shift, table_bytes};
+use crate::format::{Format, item_shift, leaf_entries, leaf_level, span_shift, table_bytes};
 use crate::gather::Gather;
 use crate::table::{PageTable, Root};
-use crate::walk::Found;
 use crate::words;
 
 /// What an unmap has done: exactly the first `bytes` of the range are unmapped now.
@@ -41,16 +40,22 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// # Errors
     /// [`Error::Empty`], [`Error::Misaligned`], [`Error::Overflow`] or [`Error::IovaOutOfRange`];
     /// nothing has changed.
+    #[inline]
     pub fn unmap(&self, iova: Iova, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
-        let iova = iova.get();
+        if len == 1 << F::GRANULE_SHIFT && self.unmap_granule(iova.get(), gather) {
+            return Ok(Unmapped { bytes: 1 << F::GRANULE_SHIFT, stop: None });
+        }
+        self.unmap_any(iova.get(), len, gather)
+    }
+
+    /// As [`Self::unmap`], for anything but the short way of a single granule.
+    #[inline(never)]
+    fn unmap_any(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
         let last = self.check_range(iova, len)?;
         let root = self.root();
-        if self.root_reaches(root, last)
-            && let Some(Some(shift)) =
-                self.lookup(root, iova, |found| self.clear_one(&found, iova, len))
-        {
+        if self.root_reaches(root, last) && self.unmap_leaf(root, iova, len) {
             gather.add(iova, len);
-            gather.add_leaf(shift);
+            gather.add_leaf(len.trailing_zeros());
             return Ok(Unmapped { bytes: len, stop: None });
         }
         Ok(self.unmap_range(root, iova, len, gather))
@@ -80,7 +85,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     #[inline(always)]
     pub(crate) fn check_range(&self, iova: u64, len: u64) -> Result<u64, Error> {
         let rest = len.checked_sub(1).ok_or(Error::Empty)?;
-        if (iova | len) & (self.granule() - 1) != 0 {
+        if (iova | len) & self.within_granule != 0 {
             return Err(Error::Misaligned { granule: self.granule() });
         }
         let last = iova.checked_add(rest).ok_or(Error::Overflow)?;
@@ -90,32 +95,68 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         Ok(last)
     }
 
-    /// The short way: clears the leaf at which a walk for `iova` has ended, if it is the whole range.
-    /// Gives log2 of its size.
+    /// The short way: one granule, mapped by a leaf of its own. Gives whether it was that; if not,
+    /// nothing has changed.
     #[inline(always)]
-    fn clear_one(&self, found: &Found<'_>, iova: u64, len: u64) -> Option<u32> {
-        if !F::is_present(found.entry) {
-            return None;
+    fn unmap_granule(&self, iova: u64, gather: &mut Gather) -> bool {
+        let root = self.root();
+        let len = 1 << F::GRANULE_SHIFT;
+        let last = iova | (len - 1);
+        if (iova | len) & self.within_granule != 0
+            || iova < self.first
+            || last > self.last
+            || !self.root_reaches(root, last)
+        {
+            return false;
         }
-        let shift = F::leaf_shift(found.level, found.entry);
-        if len != 1 << shift || iova & (len - 1) != 0 {
-            return None;
+        let Some(word) = self.word_at(root, 0, iova) else {
+            return false;
+        };
+        let (mask, value) = F::plain_leaf(0);
+        if words::load(word) & mask != value {
+            return false;
         }
-        let words = found.table.get(found.index..)?;
-        if shift == item_shift::<F>(found.level) {
-            let word = words.first()?;
-            words::store(word, 0);
-            self.pages.clean(core::slice::from_ref(word));
-        } else {
-            self.clear(words.get(..leaf_entries::<F>(found.level, shift))?);
-        }
-        Some(shift)
+        words::store(word, 0);
+        self.pages.clean(core::slice::from_ref(word));
+        gather.add(iova, len);
+        gather.add_leaf(F::GRANULE_SHIFT);
+        true
     }
 
-    #[inline(never)]
-    fn clear(&self, words: &[AtomicU64]) {
+    /// As [`Self::unmap_granule`], for a range that was checked and is one leaf of any size.
+    #[inline(always)]
+    fn unmap_leaf(&self, root: Root, iova: u64, len: u64) -> bool {
+        if !len.is_power_of_two()
+            || self.sizes_below(root.levels) & len == 0
+            || iova & (len - 1) != 0
+        {
+            return false;
+        }
+        let shift = len.trailing_zeros();
+        let level = leaf_level::<F>(shift);
+        // Spelled out for the levels of usual sizes, so that the walks to them have constant shifts.
+        let table = match level {
+            0 => self.table_at(root, 0, iova),
+            1 => self.table_at(root, 1, iova),
+            2 => self.table_at(root, 2, iova),
+            _ => self.table_at(root, level, iova),
+        };
+        let Some(rest) = table.and_then(|table| table.get(self.index(root, level, iova)..)) else {
+            return false;
+        };
+        let entry = rest.first().map_or(0, words::load);
+        if !F::is_present(entry)
+            || (level != 0 && F::is_table(level, entry))
+            || F::leaf_shift(level, entry) != shift
+        {
+            return false;
+        }
+        let Some(words) = rest.get(..leaf_entries::<F>(level, shift)) else {
+            return false;
+        };
         words::fill(words, 0, 0);
         self.pages.clean(words);
+        true
     }
 
     /// Unmaps a range that was checked against the aperture.

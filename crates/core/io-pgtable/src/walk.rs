@@ -54,23 +54,29 @@ impl Path {
     }
 }
 
-/// The entry at which a walk ends: a leaf, or one that is not present.
-pub(crate) struct Found<'a> {
-    pub(crate) table: &'a [AtomicU64],
-    pub(crate) index: usize,
-    pub(crate) level: u32,
-    pub(crate) entry: u64,
-}
-
 impl<F: Format, P: Pages> PageTable<F, P> {
     /// Where `iova` leads (`iova_to_phys`), or `None` when nothing is mapped there.
+    #[inline]
     pub fn walk(&self, iova: Iova) -> Option<Translation> {
         let root = self.root();
         if !self.in_reach(root, iova.get()) {
             return None;
         }
-        let (level, entry) = self.lookup(root, iova.get(), |found| (found.level, found.entry))?;
-        Self::translation(iova.get(), level, entry)
+        if let Some(word) = self.word_at(root, 0, iova.get()) {
+            let entry = words::load(word);
+            let (mask, value) = F::plain_leaf(0);
+            if entry & mask == value {
+                return Self::translation(iova.get(), 0, entry);
+            }
+        }
+        self.walk_to_any(root, iova.get())
+    }
+
+    /// As [`Self::walk`], wherever the walk may end.
+    #[inline(never)]
+    fn walk_to_any(&self, root: Root, iova: u64) -> Option<Translation> {
+        let (level, entry) = self.lookup(root, iova)?;
+        Self::translation(iova, level, entry)
     }
 
     /// The entries that a walk for `iova` reads, and where they lead.
@@ -105,27 +111,49 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         self.first <= iova && iova <= self.last && self.root_reaches(root, iova)
     }
 
-    /// Walks to the leaf, or the entry that is not present, for an IOVA in reach of `root`, and gives
-    /// what `end` makes of it. `None` only when a table is corrupt.
+    /// Walks to the leaf, or the entry that is not present, for an IOVA in reach of `root`; gives its
+    /// level and the entry. `None` only when a table is corrupt.
     ///
-    /// The walk is one block per level rather than a loop, so that every shift is a constant. `end`
-    /// becomes part of each, so it is small.
+    /// The walk is one block per level rather than a loop, so that every shift is a constant.
     #[inline(always)]
-    pub(crate) fn lookup<'a, R>(
-        &'a self,
-        root: Root,
-        iova: u64,
-        end: impl Fn(Found<'a>) -> R,
-    ) -> Option<R> {
+    fn lookup(&self, root: Root, iova: u64) -> Option<(u32, u64)> {
         let mut table = whole::<F>(self.root_words(root))?;
         macro_rules! step {
             ($level:literal) => {
                 if $level < F::MAX_LEVELS && root.levels > $level {
-                    let index = self.index(root, $level, iova);
-                    let word = table.get(index)?;
-                    let entry = words::load(word);
+                    let entry = words::load(table.get(self.index(root, $level, iova))?);
                     if !F::is_present(entry) || !F::is_table($level, entry) {
-                        return Some(end(Found { table, index, level: $level, entry }));
+                        return Some(($level, entry));
+                    }
+                    table = whole::<F>(self.table_words(F::table_address(entry)))?;
+                }
+            };
+        }
+        step!(5);
+        step!(4);
+        step!(3);
+        step!(2);
+        step!(1);
+        Some((0, words::load(table.get(self.index(root, 0, iova))?)))
+    }
+
+    /// The table of `level` in which a walk for an IOVA in reach of `root` ends, if nothing but
+    /// tables lead there. `level` is a constant wherever this matters.
+    ///
+    /// One block per level, as in [`Self::lookup`]; a format's fewest levels need no test.
+    #[inline(always)]
+    pub(crate) fn table_at(&self, root: Root, level: u32, iova: u64) -> Option<&[AtomicU64]> {
+        let mut table = whole::<F>(self.root_words(root))?;
+        macro_rules! step {
+            ($level:literal) => {
+                if $level > level
+                    && $level < F::MAX_LEVELS
+                    && ($level < F::MIN_LEVELS || root.levels > $level)
+                {
+                    let word = table.get(self.index(root, $level, iova))?;
+                    let entry = words::load(word);
+                    if !F::is_plain_table($level, entry) {
+                        return None;
                     }
                     self.finish_clean(word, entry);
                     table = whole::<F>(self.table_words(F::table_address(entry)))?;
@@ -137,9 +165,13 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         step!(3);
         step!(2);
         step!(1);
-        let index = self.index(root, 0, iova);
-        let entry = words::load(table.get(index)?);
-        Some(end(Found { table, index, level: 0, entry }))
+        if level < F::MIN_LEVELS || root.levels > level { Some(table) } else { None }
+    }
+
+    /// The entry for `iova` in the table of [`Self::table_at`].
+    #[inline(always)]
+    pub(crate) fn word_at(&self, root: Root, level: u32, iova: u64) -> Option<&AtomicU64> {
+        self.table_at(root, level, iova)?.get(self.index(root, level, iova))
     }
 
     /// Makes sure that hardware can see the table entry in `word`, which another thread may have

@@ -119,6 +119,12 @@ impl<const GRANULE_SHIFT: u32> Format for AmdV1<GRANULE_SHIFT> {
         next_level != 0 && next_level != SIZE_IN_ADDRESS
     }
 
+    fn is_plain_table(level: u32, entry: u64) -> bool {
+        // No table of ours skips levels.
+        let next_level = u64::from(level) << NEXT_LEVEL_SHIFT;
+        entry & (PRESENT | NEXT_LEVEL) == PRESENT | next_level
+    }
+
     fn table_address(entry: u64) -> PhysAddr {
         PhysAddr::new(entry & ADDRESS)
     }

@@ -103,6 +103,10 @@ impl Format for VtdSecondStage {
         entry & PAGE_SIZE == 0
     }
 
+    fn is_plain_table(_level: u32, entry: u64) -> bool {
+        entry & (READ | WRITE | PAGE_SIZE) == READ | WRITE
+    }
+
     fn table_address(entry: u64) -> PhysAddr {
         PhysAddr::new(entry & ADDRESS)
     }

@@ -5,7 +5,8 @@ use lychgate_types::{Iova, Pages, PhysAddr, PhysRun};
 
 use crate::error::Error;
 use crate::format::{
-    Format, LEVELS_LIMIT, item_shift, leaf_entries, span_shift, table_bytes, table_entries,
+    Format, LEVELS_LIMIT, item_shift, leaf_entries, leaf_level, span_shift, table_bytes,
+    table_entries,
 };
 use crate::gather::Gather;
 use crate::table::{PageTable, Root};
@@ -393,12 +394,6 @@ pub(super) fn write_leaf<F: Format>(
 ) {
     let first = F::leaf(level, shift, phys, attributes);
     words::fill(slots, first, F::replica_step(level, shift));
-}
-
-/// The level whose entries hold leaves of 2^`shift` bytes.
-#[inline(always)]
-pub(super) const fn leaf_level<F: Format>(shift: u32) -> u32 {
-    (shift - F::GRANULE_SHIFT) / F::INDEX_BITS
 }
 
 /// `count` leaves of 2^`shift` bytes.
