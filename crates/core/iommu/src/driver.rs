@@ -167,7 +167,8 @@ pub trait Driver: Send + Sync {
     }
 
     /// Allocates a nested domain on `parent`, a nest parent, without a vIOMMU
-    /// (`domain_alloc_nested`). `pasid` is `IOMMU_HWPT_ALLOC_PASID`.
+    /// (`domain_alloc_nested`). `pasid` is `IOMMU_HWPT_ALLOC_PASID`. `InvalidData` when another
+    /// driver made the parent.
     fn alloc_nested(
         &self,
         device: RequesterId,

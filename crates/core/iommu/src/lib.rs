@@ -36,8 +36,8 @@ pub use handle::{AttachHandle, DomainKind};
 pub use nested::{Handled, NestedDomain, UserArray};
 pub use page_fault::{FaultGroup, PageFault, PageResponse};
 pub use pci::{Acs, PciFunctionInfo, PciKind};
-pub use subsystem::{DeviceId, GroupId, Iommu, Owner};
+pub use subsystem::{DeviceId, GroupId, Instance, Iommu, Owner};
 pub use viommu::{
-    HwQueue, HwQueueRequest, NewHwQueue, NewViommu, ViommuHost, ViommuRequest, VirtualDevice,
-    VirtualDevices, VirtualIommu,
+    HwQueue, HwQueueRequest, NewHwQueue, NewViommu, SharedMemory, ViommuHost, ViommuRequest,
+    VirtualDevice, VirtualDevices, VirtualIommu,
 };

@@ -21,8 +21,8 @@ pub trait NestedDomain: Send + Sync {
     }
 
     /// Forgets what hardware caches of the first stage, as the requests say
-    /// (`cache_invalidate_user`). `None` when the domain has no such call of its own: its vIOMMU
-    /// is asked then.
+    /// (`cache_invalidate_user`). `None` when the domain has no such call of its own, as where a
+    /// guest sends what its vIOMMU takes.
     fn invalidate(&self, requests: &mut dyn UserArray) -> Option<Handled> {
         let _ = requests;
         None

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::fmt;
 
 use lychgate_types::{Bdf, Errno, Pasid, RequesterId};
 
@@ -40,6 +41,24 @@ impl GroupId {
 /// Who in user space owns a group's DMA: one number per open iommufd or VFIO group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Owner(pub u64);
+
+/// One IOMMU instance, which may outlive the devices behind it.
+#[derive(Clone)]
+pub struct Instance(Arc<dyn Driver>);
+
+impl PartialEq for Instance {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Instance {}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Instance").field(&Arc::as_ptr(&self.0).cast::<()>()).finish()
+    }
+}
 
 /// The devices of a machine, their groups, and what each group is attached to.
 #[derive(Default)]
@@ -234,12 +253,9 @@ impl Iommu {
         self.devices.get(&device).map(|device| device.info.bdf.requester)
     }
 
-    /// Whether both devices are behind the same IOMMU instance (`iommu_get_iommu_dev`).
-    pub fn same_instance(&self, a: DeviceId, b: DeviceId) -> bool {
-        match (self.devices.get(&a), self.devices.get(&b)) {
-            (Some(a), Some(b)) => Arc::ptr_eq(&a.driver, &b.driver),
-            _ => false,
-        }
+    /// The IOMMU instance that the device is behind (`iommu_get_iommu_dev`).
+    pub fn instance(&self, device: DeviceId) -> Option<Instance> {
+        self.devices.get(&device).map(|device| Instance(Arc::clone(&device.driver)))
     }
 
     /// PASIDs of the device are below it; 0 for none.
@@ -259,6 +275,13 @@ impl Iommu {
     ) -> Result<Arc<dyn NestedDomain>, AllocError> {
         let device = self.devices.get(&device).ok_or(AllocError::NoDevice)?;
         device.driver.alloc_nested(device.info.bdf.requester, parent, pasid, data)
+    }
+
+    /// Whether the device's IOMMU has vIOMMUs of a type; none has type 0.
+    pub fn supports_viommu(&self, device: DeviceId, kind: u32) -> bool {
+        let supports =
+            |device: &Device| device.driver.supports_viommu(device.info.bdf.requester, kind);
+        kind != 0 && self.devices.get(&device).is_some_and(supports)
     }
 
     /// Makes a vIOMMU on the IOMMU of the device. `EOPNOTSUPP` for a type that it does not have.

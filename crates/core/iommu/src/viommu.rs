@@ -38,10 +38,12 @@ pub struct NewViommu {
 
 /// What a driver asks of whoever allocates a vIOMMU, during `viommu_init` and later.
 pub trait ViommuHost: Send + Sync {
-    /// Lets user space map `len` bytes of registers or memory at `base`, both multiples of 4096, and
-    /// gives the offset for `mmap` (`iommufd_viommu_alloc_mmap`). It can be mapped for as long as the
-    /// vIOMMU lives.
-    fn alloc_mmap(&self, base: PhysAddr, len: u64) -> Result<u64, Errno>;
+    /// Makes `len` bytes, a multiple of 4096 and not 0, that user space can map
+    /// (`iommufd_viommu_alloc_mmap`). They are zero, and can be mapped for as long as the vIOMMU lives.
+    ///
+    /// Linux lets a driver name registers; here the memory is made for it, and a driver that has
+    /// registers in it looks at what user space wrote.
+    fn alloc_mmap(&self, len: u64) -> Result<Arc<dyn SharedMemory>, Errno>;
 
     /// Virtual ids and devices.
     fn devices(&self) -> &dyn VirtualDevices;
@@ -49,6 +51,21 @@ pub trait ViommuHost: Send + Sync {
     /// An event of type `kind` (`IOMMU_VEVENTQ_TYPE_*`) for the guest (`iommufd_viommu_report_event`).
     /// Never blocks. `EOPNOTSUPP` when user space has no queue of the type.
     fn report_event(&self, kind: u32, data: &[u8]) -> Result<(), Errno>;
+}
+
+/// Memory that a driver and user space see both.
+pub trait SharedMemory: Send + Sync {
+    /// What user space gives to `mmap`, in bytes.
+    fn offset(&self) -> u64;
+
+    /// Its length in bytes.
+    fn size(&self) -> u64;
+
+    /// Reads from byte `at` on. `EFAULT` past the end.
+    fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Errno>;
+
+    /// Writes from byte `at` on. `EFAULT` past the end.
+    fn write(&self, at: u64, from: &[u8]) -> Result<(), Errno>;
 }
 
 /// Which device has which virtual id on a vIOMMU, both ways.
