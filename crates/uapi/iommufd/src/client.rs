@@ -57,4 +57,11 @@ pub trait Client {
 
     /// An eventfd of the caller: `EBADF` when it is not open, `EINVAL` when it is something else.
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn EventFd>, Errno>;
+
+    /// Whether any process maps a byte of `len` bytes from `offset` of one of our files. Ended
+    /// processes map nothing; what no process asked to map, none maps.
+    fn is_mapped(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+        let _ = (file, offset, len);
+        false
+    }
 }

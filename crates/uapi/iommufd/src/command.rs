@@ -42,6 +42,11 @@ impl<'a, A: Argument> Command<'a, A> {
         Ok(Self { client, argument, at, user_size })
     }
 
+    /// Where the member `offset` bytes into the structure is.
+    pub(crate) fn member_at(&self, offset: usize) -> u64 {
+        self.at.wrapping_add(offset as u64)
+    }
+
     /// Copies the structure back, as much of it as the caller knows (`iommufd_ucmd_respond`).
     pub(crate) fn respond(&self) -> Result<()> {
         let known = self.user_size.min(size_of::<A>());

@@ -148,7 +148,7 @@ impl OpenFile for Context {
     }
 
     fn ioctl(&self, client: &dyn Client, command: u32, argument: u64) -> Result<Reply> {
-        self.dispatch(client, command, argument).map(Reply::Value)
+        self.dispatch(client, command, argument)
     }
 
     fn describe(&self, client: &dyn Client, command: u32, argument: u64) -> Option<String> {

@@ -17,13 +17,21 @@ pub enum Reply {
     File(NewFile),
     /// A new file whose descriptor is stored as a `u32` at the caller's address `at`, such as
     /// `out_fault_fd`; 0 is the return value. `EFAULT` when it cannot be stored: the file is then
-    /// released, and what the call made else must go with it.
+    /// released, and what the call made else must go with it. Once the caller has it,
+    /// [`OpenFile::given`] is called.
     FileAt {
         /// What is made.
         file: NewFile,
         /// Where the caller reads its number.
         at: u64,
     },
+}
+
+/// A call that gives back nothing answers 0.
+impl From<()> for Reply {
+    fn from((): ()) -> Self {
+        Self::Value(0)
+    }
 }
 
 /// A file that a call creates for its caller.
@@ -89,6 +97,12 @@ pub trait OpenFile: Send + Sync {
         refuse(Errno::EINVAL, "this file cannot be written")
     }
 
+    /// Whether `read(2)` and `write(2)` leave the file position where it is, as for files that are
+    /// queues rather than memory.
+    fn is_queue(&self) -> bool {
+        false
+    }
+
     /// Whether `mmap(2)` may go on: onto [`OpenFile::backing`], at the same offset.
     fn mmap(&self, request: &MmapRequest) -> Result<()> {
         let _ = request;
@@ -107,6 +121,10 @@ pub trait OpenFile: Send + Sync {
         let _ = readiness;
         false
     }
+
+    /// The caller that [`Reply::FileAt`] was meant for has the descriptor, and is about to be told
+    /// that its call succeeded.
+    fn given(&self) {}
 
     /// The last reference in any process is gone.
     fn release(&self);
