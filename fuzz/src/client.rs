@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lychgate_iommufd::{Accounting, Cap, Client, EventFd, MemFile, Mm, OpenFile, PinSource};
+use lychgate_iommufd::{
+    Accounting, Cap, Charged, Client, EventFd, MemFile, Mm, OpenFile, PinSource,
+};
 use lychgate_types::{Errno, PhysAddr, PhysRun};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -142,6 +144,16 @@ impl Mm for Space {
         let mut charges = lock(&self.0.charges);
         let charged = charges.entry(mode as u8).or_default();
         *charged = charged.checked_sub(pages).expect("uncharged more than was charged");
+    }
+
+    fn charged(&self) -> Charged {
+        let charges = lock(&self.0.charges);
+        let locked = charges.get(&(Accounting::Mm as u8)).copied().unwrap_or(0);
+        Charged { pinned: charges.values().sum(), locked }
+    }
+
+    fn pin_count(&self, at: PhysAddr) -> u32 {
+        lock(&self.0.pins).get(&at.get()).copied().unwrap_or(0)
     }
 
     fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {

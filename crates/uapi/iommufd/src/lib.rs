@@ -50,5 +50,5 @@ pub use device::BoundDevice;
 pub use error::{Refusal, Result};
 pub use fault_injection::FaultInjection;
 pub use file::{MmapRequest, NewFile, OpenFile, Readiness, Reply};
-pub use mm::{Accounting, MemFile, Mm, PAGE_SIZE, PinSource};
+pub use mm::{Accounting, Charged, MemFile, Mm, PAGE_SIZE, PinSource};
 pub use observer::{Event, Observer};

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use lychgate_types::{Errno, PhysRun};
+use lychgate_types::{Errno, PhysAddr, PhysRun};
 
 /// Size of a page of the processes that are served, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
@@ -34,6 +34,15 @@ pub enum Accounting {
     Mm,
 }
 
+/// What is charged to an address space, in pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Charged {
+    /// `mm->pinned_vm`, which `/proc/PID/status` shows as `VmPin`.
+    pub pinned: u64,
+    /// `mm->locked_vm`, `VmLck`: what [`Accounting::Mm`] counts.
+    pub locked: u64,
+}
+
 /// The address space of a process, as it was when a call came: a later `exec` makes another.
 pub trait Mm: PinSource {
     /// Distinct for each address space in the life of the machine.
@@ -45,6 +54,12 @@ pub trait Mm: PinSource {
 
     /// Undoes a charge.
     fn uncharge(&self, pages: u64, mode: Accounting);
+
+    /// What is charged now.
+    fn charged(&self) -> Charged;
+
+    /// How often the frame at `at` is pinned, by whomever; 0 where no frame is.
+    fn pin_count(&self, at: PhysAddr) -> u32;
 
     /// Reads memory of the address space at `at`, whoever calls: `EFAULT` where nothing is.
     fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Errno>;

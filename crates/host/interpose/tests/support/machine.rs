@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 
 use lychgate_iommufd::error::{Refusal, Result, refuse};
 use lychgate_iommufd::{
-    Accounting, Cap, Client, EventFd, MemFile, Mm, MmapRequest, NewFile, OpenFile, PinSource,
-    Readiness, Reply,
+    Accounting, Cap, Charged, Client, EventFd, MemFile, Mm, MmapRequest, NewFile, OpenFile,
+    PinSource, Readiness, Reply,
 };
 use lychgate_machine::{AddressSpace, Call, Node, Span, System};
-use lychgate_types::{Errno, PhysRun};
+use lychgate_types::{Errno, PhysAddr, PhysRun};
 
 /// `_IO(';', nr)`.
 pub(crate) const fn io(nr: u64) -> u64 {
@@ -381,6 +381,14 @@ impl Mm for Space {
     }
 
     fn uncharge(&self, _: u64, _: Accounting) {}
+
+    fn charged(&self) -> Charged {
+        Charged::default()
+    }
+
+    fn pin_count(&self, _: PhysAddr) -> u32 {
+        0
+    }
 
     fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Errno> {
         let span = Span { start: at, len: to.len() };

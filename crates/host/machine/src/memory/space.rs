@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lychgate_iommufd::{Accounting, Mm, PinSource};
-use lychgate_types::{Errno, PhysRun};
+use lychgate_iommufd::{Accounting, Charged, Mm, PinSource};
+use lychgate_types::{Errno, PhysAddr, PhysRun};
 use rustix::fs::FileType;
 
 use super::file::Files;
@@ -153,7 +153,8 @@ const DEVICE_MEMFD: &str = "/memfd:vfio-";
 
 /// Whether the name is one of shared memory: a memfd, `shm_open`, System V, shared anonymous.
 fn is_memory(vma: &Vma) -> bool {
-    const MEMORY: [&str; 5] = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/dev/hugepages/"];
+    const MEMORY: [&str; 6] =
+        ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/dev/hugepages/", "/anon_hugepage"];
     MEMORY.iter().any(|name| vma.name.starts_with(name))
 }
 
@@ -231,6 +232,17 @@ impl Mm for SpaceMm {
             Accounting::Mm => subtract(&self.space.locked, pages),
         }
         subtract(&self.space.pinned, pages);
+    }
+
+    fn charged(&self) -> Charged {
+        Charged {
+            pinned: self.space.pinned.load(Ordering::Relaxed),
+            locked: self.space.locked.load(Ordering::Relaxed),
+        }
+    }
+
+    fn pin_count(&self, at: PhysAddr) -> u32 {
+        self.frames.pin_count(at)
     }
 
     fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Errno> {

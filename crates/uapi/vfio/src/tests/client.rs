@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use lychgate_iommufd::{Accounting, Cap, Client, EventFd, MemFile, Mm, OpenFile, PinSource};
+use lychgate_iommufd::{
+    Accounting, Cap, Charged, Client, EventFd, MemFile, Mm, OpenFile, PinSource,
+};
 use lychgate_types::{Errno, PhysAddr, PhysRun};
 use rustix::event::{EventfdFlags, eventfd};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -166,6 +168,14 @@ impl Mm for TestMm {
     }
 
     fn uncharge(&self, _: u64, _: Accounting) {}
+
+    fn charged(&self) -> Charged {
+        Charged::default()
+    }
+
+    fn pin_count(&self, _: PhysAddr) -> u32 {
+        0
+    }
 
     fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {
         Err(Errno::EFAULT)

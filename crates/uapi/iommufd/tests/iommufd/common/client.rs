@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use lychgate_iommufd::{Accounting, Cap, Client, EventFd, MemFile, Mm, OpenFile, PinSource};
+use lychgate_iommufd::{
+    Accounting, Cap, Charged, Client, EventFd, MemFile, Mm, OpenFile, PinSource,
+};
 use lychgate_types::{Errno, PhysAddr, PhysRun};
 
 use super::PAGE;
@@ -122,6 +124,16 @@ impl Mm for FakeMm {
         let mut books = self.books.lock().unwrap();
         let charged = books.charged.entry(mode).or_default();
         *charged = charged.checked_sub(pages).expect("uncharged more than was charged");
+    }
+
+    fn charged(&self) -> Charged {
+        let books = self.books.lock().unwrap();
+        let locked = books.charged.get(&Accounting::Mm).copied().unwrap_or(0);
+        Charged { pinned: books.charged.values().sum(), locked }
+    }
+
+    fn pin_count(&self, at: PhysAddr) -> u32 {
+        self.books.lock().unwrap().pins.get(&at.get()).copied().unwrap_or(0)
     }
 
     fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {
