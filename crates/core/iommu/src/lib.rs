@@ -18,6 +18,7 @@ pub mod error;
 pub mod fault;
 mod group;
 pub mod handle;
+pub mod iova;
 pub mod nested;
 mod ownership;
 pub mod page_fault;
