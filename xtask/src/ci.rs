@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::instructions::{self, Then};
 use crate::run;
 
 /// Runs every check. `cargo test --workspace` is the test command of the README; the rest keeps the
@@ -29,6 +30,7 @@ pub(crate) fn check() -> Result<()> {
         ]))?;
     }
     run(cargo().args(["build", "--release"]))?;
+    instructions::count(Then::CompareIfPossible)?;
     run(cargo().args(["test", "--workspace"]))
 }
 

@@ -2,6 +2,7 @@
 
 mod ci;
 mod fuzz;
+mod instructions;
 mod qemu_root;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use instructions::Then;
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -21,6 +23,13 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Counts the instructions of page-table operations with valgrind, and fails where they have become
+    /// more.
+    Instructions {
+        /// Write the counts to the file that later ones are held against.
+        #[arg(long)]
+        accept: bool,
+    },
     /// Builds a throw-away Debian root with the newest QEMU, for the tests that boot it.
     QemuRoot {
         /// A directory that does not exist yet, or that an earlier run has filled.
@@ -32,6 +41,8 @@ fn main() -> Result<()> {
     match Task::parse() {
         Task::Ci => ci::check(),
         Task::Fuzz { seconds } => fuzz::all(seconds),
+        Task::Instructions { accept: true } => instructions::count(Then::Accept),
+        Task::Instructions { accept: false } => instructions::count(Then::Compare),
         Task::QemuRoot { directory } => qemu_root::build(&directory),
     }
 }

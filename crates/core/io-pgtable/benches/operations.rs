@@ -1,369 +1,270 @@
-//! Nanoseconds per operation of tables of each format, next to what the same machine needs, in the same run,
-//! for the bare stores or loads: `cargo bench -p lychgate-io-pgtable`.
+//! Nanoseconds per operation of tables of each format, next to other crates and to what the same machine
+//! needs for the bare stores or loads, in the same run.
 //!
-//! The floor of a map or unmap is one call that stores the same number of words to a flat array; of
-//! a walk, one that loads a word of it. Figures are medians over rounds. A pool without locks, as a
-//! kernel has per processor, gives the tables; there is no hardware, so no invalidation. `SIZE` lines
-//! that end in `/page` are per 4 KiB page. A word as argument picks formats or operations by a part
-//! of their names.
+//! `cargo bench -p lychgate-io-pgtable -- [--quick] [--format json] [WORD...]`: each word must be part of
+//! the name of the format or of the row, as in `-- arm walk`.
+//!
+//! There is no hardware, so no invalidation; an unmap does all but waiting for it. Tables come from a pool
+//! without locks, in huge pages.
+
+#![deny(unsafe_code)]
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::Duration;
 
-use lychgate_io_pgtable::{
-    AmdV1, AmdV1Options, ArmOptions, ArmStage1, ArmStage2, Config, Format, Gather, PageTable,
-    RiscvFirstStage, RiscvOptions, VtdSecondStage, VtdSecondStageOptions, X86_64, X86_64Options,
-};
-use lychgate_types::{Iova, OutOfMemory, Pages, PhysAddr, PhysRun, Prot};
+use lychgate_io_pgtable::{Config, Format, PageTable};
 
-const RW: Prot = Prot::READ.union(Prot::WRITE);
-const PAGE: u64 = 4096;
-const GIB_PAGES: u64 = 1 << 18;
+use support::arguments::{self, Arguments};
+use support::contender::{Contender, Own};
+use support::dirty::Tracked;
+use support::floor::{Flat, primitives, scan};
+use support::formats::{Visitor, visit_all};
+use support::measure::{Budget, nanoseconds, rounds};
+use support::pool::{Pool, memory};
+use support::report::{Report, Row, Scaling};
+use support::rows::{Case, Goal, Shape, cases, far_walks, name, near_walks};
 
-/// Table memory for one thread: a flat array, and a stack of free pages. Pages come back unzeroed.
-struct Pool {
-    pages: Box<[[AtomicU64; 512]]>,
-    free: Box<[AtomicU64]>,
-    free_count: AtomicU64,
+mod support {
+    pub(crate) mod arguments;
+    pub(crate) mod contender;
+    pub(crate) mod dirty;
+    pub(crate) mod floor;
+    pub(crate) mod formats;
+    pub(crate) mod machine;
+    pub(crate) mod measure;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) mod peers;
+    pub(crate) mod pool;
+    pub(crate) mod report;
+    pub(crate) mod rows;
+    pub(crate) mod threads;
 }
 
-impl Pool {
-    fn new(pages: u64) -> Self {
-        let zero = |_| [const { AtomicU64::new(0) }; 512];
-        // Address 0 is left out.
-        let free: Box<[_]> = (1..pages).rev().map(|n| AtomicU64::new(n * PAGE)).collect();
-        Self {
-            pages: (0..pages).map(zero).collect(),
-            free_count: AtomicU64::new(free.len() as u64),
-            free,
+type Peers = Vec<(&'static str, Box<dyn Contender>)>;
+
+/// Words of the array that floors are measured in, as many as the tables of the rows that leave the caches.
+const FLAT_WORDS: usize = 1 << 23;
+/// Table memory: of the first thread, and of each of two more.
+const LANES: [u64; 3] = [352 << 20, 16 << 20, 16 << 20];
+
+fn main() -> ExitCode {
+    let arguments = match arguments::parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::FAILURE;
         }
+    };
+    let tables = usize::try_from(LANES.iter().sum::<u64>() / 8).unwrap_or(0);
+    let (flat, tables) = memory(FLAT_WORDS + tables).split_at(FLAT_WORDS);
+    let report = Report::new(arguments.style);
+    report.machine(&primitives(flat));
+    let pool = Box::leak(Box::new(Pool::new(tables, &LANES)));
+    let mut bench = Bench { pool, flat, arguments, report };
+    visit_all(&mut bench);
+    if bench.report.rows == 0 {
+        eprintln!("No format and no row has these words in its name.");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
-impl Pages for Pool {
-    fn alloc(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
-        let at = self.alloc_uninit(bytes)?;
-        for word in self.words(at, 512) {
-            word.store(0, Ordering::Relaxed);
-        }
-        Ok(at)
-    }
+struct Bench {
+    pool: &'static Pool,
+    flat: &'static [AtomicU64],
+    arguments: Arguments,
+    report: Report,
+}
 
-    fn alloc_uninit(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
-        let count = self.free_count.load(Ordering::Relaxed);
-        let left = count.checked_sub(1).ok_or(OutOfMemory)?;
-        if bytes != PAGE {
-            return Err(OutOfMemory);
-        }
-        self.free_count.store(left, Ordering::Relaxed);
-        let slot = self.free.get(index(left)).ok_or(OutOfMemory)?;
-        Ok(PhysAddr::new(slot.load(Ordering::Relaxed)))
-    }
-
-    fn free(&self, at: PhysAddr, _bytes: u64) {
-        let count = self.free_count.load(Ordering::Relaxed);
-        if let Some(slot) = self.free.get(index(count)) {
-            slot.store(at.get(), Ordering::Relaxed);
-            self.free_count.store(count + 1, Ordering::Relaxed);
-        }
-    }
-
-    #[inline(always)]
-    fn words(&self, at: PhysAddr, count: usize) -> &[AtomicU64] {
-        let Some(page) = self.pages.get(index(at.get() / PAGE)) else {
-            return &[];
+impl Visitor for Bench {
+    fn visit<F: Format>(&mut self, name: &'static str, config: Config<F>) {
+        let Ok(table) = PageTable::new(self.pool, copy(&config)) else {
+            return;
         };
-        let first = index(at.get() % PAGE / 8);
-        page.get(first..first + count).unwrap_or(&[])
-    }
-}
-
-fn index(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-type Table<'a, F> = PageTable<F, &'a Pool>;
-
-#[inline(never)]
-fn map<F: Format>(table: &Table<'_, F>, iova: u64, runs: &[PhysRun]) {
-    let mut gather = Gather::new();
-    let mapped = table.map_batch(Iova::new(iova), runs, RW, &mut gather);
-    assert!(mapped.is_ok());
-    if !gather.is_empty() {
-        gather.release(table.pages());
-    }
-}
-
-#[inline(never)]
-fn unmap<F: Format>(table: &Table<'_, F>, iova: u64, len: u64) {
-    let mut gather = Gather::new();
-    let unmapped = table.unmap(Iova::new(iova), len, &mut gather);
-    assert!(unmapped.is_ok_and(|unmapped| unmapped.bytes == len));
-    black_box(gather.range());
-    gather.release(table.pages());
-}
-
-#[inline(never)]
-fn walk<F: Format>(table: &Table<'_, F>, iova: u64) -> u64 {
-    let there = table.walk(Iova::new(iova));
-    there.map_or(0, |there| there.phys.get())
-}
-
-/// The bare stores of a map of consecutive pages.
-#[inline(never)]
-fn store(words: &[AtomicU64], first: u64) {
-    let mut entry = first;
-    let (chunks, rest) = words.as_chunks::<8>();
-    for chunk in chunks {
-        for (word, n) in chunk.iter().zip(0..) {
-            word.store(entry + PAGE * n, Ordering::Relaxed);
+        let shape = Shape::of(&table);
+        drop(table);
+        let section = Section { name, config, shape };
+        self.report.begin(name);
+        for case in cases(&section.shape) {
+            self.mapping(&section, &case);
         }
-        entry += 8 * PAGE;
-    }
-    for word in rest {
-        word.store(entry, Ordering::Relaxed);
-        entry += PAGE;
+        self.walking(&section);
+        self.tracking(&section);
+        self.threads(&section);
     }
 }
 
-/// The bare stores of an unmap.
-#[inline(never)]
-fn clear(words: &[AtomicU64]) {
-    let (chunks, rest) = words.as_chunks::<8>();
-    for chunk in chunks {
-        for word in chunk {
-            word.store(0, Ordering::Relaxed);
-        }
-    }
-    for word in rest {
-        word.store(0, Ordering::Relaxed);
-    }
+/// `Config` is `Clone` only where the format itself is.
+fn copy<F: Format>(config: &Config<F>) -> Config<F> {
+    Config { aperture: config.aperture.clone(), ..*config }
 }
 
-#[inline(never)]
-fn load(words: &[AtomicU64], at: usize) -> u64 {
-    words.get(at).map_or(0, |word| word.load(Ordering::Relaxed))
-}
-
-/// One operation and its inverse, over `places`, `units` per place.
-struct Case {
+/// The tables of one format.
+struct Section<F: Format> {
     name: &'static str,
-    unit: &'static str,
-    places: Vec<u64>,
-    runs: Vec<PhysRun>,
-    /// Entries that hold one place.
-    entries: usize,
-    units: u64,
-    rounds: usize,
-    /// Something to map once, so that tables stay.
-    sentinel: Option<u64>,
+    config: Config<F>,
+    shape: Shape,
 }
 
-fn nanoseconds(mut work: impl FnMut()) -> f64 {
-    let start = Instant::now();
-    work();
-    start.elapsed().as_secs_f64() * 1e9
-}
-
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn report(name: &str, unit: &str, cost: f64, floor: f64) {
-    println!("{name:<34} {cost:>9.3} {floor:>9.3} {:>7.2}x  ns/{unit}", cost / floor);
-}
-
-fn run<F: Format>(table: &Table<'_, F>, flat: &[AtomicU64], case: &Case) {
-    let len: u64 = case.runs.iter().map(|run| run.len).sum();
-    let first = case.runs.first().map_or(0, |run| run.start.get());
-    if let Some(iova) = case.sentinel {
-        let frame = [PhysRun { start: PhysAddr::new(0), len: PAGE }];
-        map(table, iova, &frame);
+impl<F: Format> Section<F> {
+    /// An empty table, when nobody uses the pool.
+    fn table(&self, pool: &'static Pool) -> Option<PageTable<F, &'static Pool>> {
+        pool.reset();
+        PageTable::new(pool, copy(&self.config)).ok()
     }
-    let (mut maps, mut unmaps, mut stores, mut clears) = (vec![], vec![], vec![], vec![]);
-    for _ in 0..case.rounds {
-        maps.push(nanoseconds(|| {
-            for &iova in &case.places {
-                map(table, iova, &case.runs);
-            }
-        }));
-        unmaps.push(nanoseconds(|| {
-            for &iova in &case.places {
-                unmap(table, iova, len);
-            }
-        }));
-        // The same places of the flat array, a table's worth apart at most.
-        let slots = |iova: u64| {
-            let at = index(iova / PAGE) & (flat.len() - 1);
-            flat.get(at..at + case.entries).unwrap_or(flat)
+
+    fn peers(&self, pool: &'static Pool) -> Peers {
+        #[cfg(target_arch = "x86_64")]
+        let peers = support::peers::of(self.name, pool);
+        #[cfg(not(target_arch = "x86_64"))]
+        let peers = Peers::new();
+        peers
+    }
+
+    fn flat(&self, words: &'static [AtomicU64]) -> Flat {
+        Flat::new(words, self.shape.page, self.shape.levels)
+    }
+}
+
+impl Bench {
+    fn wants(&self, format: &str, row: &str) -> bool {
+        self.arguments.words.iter().all(|word| format.contains(word) || row.contains(word))
+    }
+
+    fn budget(&self) -> Budget {
+        let milliseconds = if self.arguments.quick { 5 } else { 40 };
+        Budget { time: Duration::from_millis(milliseconds), fewest: 5, most: 2000 }
+    }
+
+    fn mapping<F: Format>(&mut self, section: &Section<F>, case: &Case) {
+        let names = ["map", "unmap"].map(|what| format!("{what} {}", case.name));
+        if !names.iter().any(|row| self.wants(section.name, row)) {
+            return;
+        }
+        let Some(table) = section.table(self.pool) else {
+            return;
         };
-        stores.push(nanoseconds(|| {
-            for &iova in &case.places {
-                store(slots(iova), first | 1);
+        let (mut flat, mut own) = (section.flat(self.flat), Own(table));
+        let mut peers = section.peers(self.pool);
+        let costs = rounds(self.budget(), |times| {
+            for contender in contenders(&mut flat, &mut own, &mut peers) {
+                times.push(nanoseconds(|| contender.map_all(case)));
+                times.push(nanoseconds(|| contender.unmap_all(case)));
             }
-        }));
-        clears.push(nanoseconds(|| {
-            for &iova in &case.places {
-                clear(slots(iova));
+        });
+        for (step, (name, goal)) in names.iter().zip(case.goals).enumerate() {
+            let costs = costs.iter().skip(step).step_by(2).map(|cost| cost.per(case.total()));
+            self.row(section.name, name, case.unit, goal, &peers, costs.collect());
+        }
+    }
+
+    fn walking<F: Format>(&mut self, section: &Section<F>) {
+        let shape = &section.shape;
+        let page = name(shape.page);
+        let near = near_walks(shape, [Goal::Nanoseconds(2.5), Goal::Nanoseconds(7.5)]);
+        let far = far_walks(shape, [Goal::None, Goal::None]);
+        for (walks, place) in [(near, "walk"), (far, "walk at random")] {
+            let names = [format!("{place}, {page}"), format!("{place}, {page}, in turn")];
+            if !names.iter().any(|row| self.wants(section.name, row)) {
+                continue;
             }
-        }));
+            let Some(table) = section.table(self.pool) else {
+                return;
+            };
+            let (mut flat, mut own) = (section.flat(self.flat), Own(table));
+            let mut peers = section.peers(self.pool);
+            let mut sums = Vec::new();
+            for contender in contenders(&mut flat, &mut own, &mut peers) {
+                contender.map_all(&walks.mapped);
+                sums.push(contender.walk_all(&walks.iovas));
+            }
+            // All but the flat array lead to the same places.
+            let same = sums.iter().skip(1).all(|&sum| sum == walks.sum);
+            assert!(same, "{}: walks lead elsewhere", section.name);
+            let costs = rounds(self.budget(), |times| {
+                for contender in contenders(&mut flat, &mut own, &mut peers) {
+                    times.push(nanoseconds(|| {
+                        black_box(contender.walk_all(&walks.iovas));
+                    }));
+                    times.push(nanoseconds(|| contender.walk_in_turn(&walks.iovas)));
+                }
+            });
+            for (step, (name, goal)) in names.iter().zip(walks.goals).enumerate() {
+                let count = walks.iovas.len() as f64;
+                let costs = costs.iter().skip(step).step_by(2).map(|cost| cost.per(count));
+                self.row(section.name, name, "op", goal, &peers, costs.collect());
+            }
+        }
     }
-    if let Some(iova) = case.sentinel {
-        unmap(table, iova, PAGE);
+
+    fn tracking<F: Format>(&mut self, section: &Section<F>) {
+        if !F::TRACKS_DIRTY {
+            return;
+        }
+        for (every, what) in [(u64::MAX, "one written"), (8, "an eighth written")] {
+            let name = format!("read_dirty 1G as {}, {what}", name(section.shape.page));
+            if !self.wants(section.name, &name) {
+                continue;
+            }
+            let Some(tracked) = section.table(self.pool).map(Tracked::new) else {
+                return;
+            };
+            let pages = usize::try_from(tracked.pages()).unwrap_or(0);
+            let words = self.flat.get(..pages).unwrap_or(self.flat);
+            let costs = rounds(self.budget(), |times| {
+                times.push(nanoseconds(|| assert!(!scan(words))));
+                tracked.write(every);
+                times.push(nanoseconds(|| assert!(tracked.read() != 0)));
+            });
+            let costs = costs.iter().map(|cost| cost.per(pages as f64)).collect();
+            self.row(section.name, &name, "page", Goal::None, &Peers::new(), costs);
+        }
     }
-    let per_unit = |samples| median(samples) / (case.places.len() as u64 * case.units) as f64;
-    let name = format!("map {}", case.name);
-    report(&name, case.unit, per_unit(maps), per_unit(stores));
-    let name = format!("unmap {}", case.name);
-    report(&name, case.unit, per_unit(unmaps), per_unit(clears));
+
+    /// Prints one row, of which `costs` are those of the floor, the crate's own and the peers'.
+    fn row(
+        &mut self,
+        format: &str,
+        name: &str,
+        unit: &str,
+        goal: Goal,
+        peers: &Peers,
+        costs: Vec<support::measure::Cost>,
+    ) {
+        if !self.wants(format, name) {
+            return;
+        }
+        let mut costs = costs.into_iter();
+        if let Some((floor, own)) = costs.next().zip(costs.next()) {
+            let peers = peers.iter().map(|(peer, _)| *peer).zip(costs).collect();
+            self.report.row(&Row { name, unit, own, floor, goal, peers });
+        }
+    }
+
+    fn threads<F: Format>(&mut self, section: &Section<F>) {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        if processors < 2 || !self.wants(section.name, "two threads") {
+            return;
+        }
+        let Some(table) = section.table(self.pool) else {
+            return;
+        };
+        let turns = if self.arguments.quick { 5 } else { 25 };
+        let report = &mut self.report;
+        support::threads::measure(&table, &section.shape, turns, |name, alone, together| {
+            report.scaling(&Scaling { name, alone, together });
+        });
+    }
 }
 
-fn walks<F: Format>(table: &Table<'_, F>, flat: &[AtomicU64], order: &[u64]) {
-    let frames = [PhysRun { start: PhysAddr::new(0x1_0000_1000), len: 512 * PAGE }];
-    map(table, 0, &frames);
-    let (mut costs, mut floors) = (vec![], vec![]);
-    for _ in 0..2001 {
-        costs.push(nanoseconds(|| {
-            for &n in order {
-                black_box(walk(table, n * PAGE));
-            }
-        }));
-        floors.push(nanoseconds(|| {
-            for &n in order {
-                black_box(load(flat, index(n)));
-            }
-        }));
-    }
-    unmap(table, 0, 512 * PAGE);
-    let per_walk = |samples| median(samples) / order.len() as f64;
-    report("walk 4K", "op", per_walk(costs), per_walk(floors));
-}
-
-/// All operations on a table of one format.
-fn format<F: Format>(pool: &Pool, flat: &[AtomicU64], config: Config<F>, wanted: Option<&str>) {
-    let name = format!("{}, {} levels", F::NAME, config.levels);
-    let Ok(table) = PageTable::new(pool, config) else {
-        println!("no memory for a table of {name}");
-        return;
-    };
-    // A fixed order in which no place follows its neighbour: 167 and 256 have no common divisor.
-    let order: Vec<u64> = (0..256u64).map(|n| n * 167 % 256).collect();
-    let picked = |case: &str| wanted.is_none_or(|part| case.contains(part) || name.contains(part));
-    // A case of one leaf is for formats that have the leaf.
-    let offered = |case: &Case| {
-        let lengths = case.runs.iter().fold(0, |all, run| all | run.len);
-        !case.name.ends_with("contiguous") || table.page_sizes() & lengths != 0
-    };
-    let cases: Vec<Case> =
-        cases(&order).into_iter().filter(|case| picked(case.name) && offered(case)).collect();
-    if cases.is_empty() && !picked("walk") {
-        return;
-    }
-    println!("{name:<34} {:>9} {:>9} {:>8}", "cost", "floor", "ratio");
-    for case in &cases {
-        run(&table, flat, case);
-    }
-    if picked("walk") {
-        walks(&table, flat, &order);
-    }
-}
-
-fn cases(order: &[u64]) -> Vec<Case> {
-    let frames = |start, len| vec![PhysRun { start: PhysAddr::new(start), len }];
-    let scattered = (0..512u64).map(|n| PhysRun {
-        start: PhysAddr::new(0x1_0000_0000 + n * 167 % 512 * 2 * PAGE),
-        len: PAGE,
-    });
-    let single = |name, size: u64, phys| Case {
-        name,
-        unit: "op",
-        places: order.iter().map(|n| (1 << 30) + n * size).collect(),
-        runs: frames(phys, size),
-        entries: 1,
-        units: 1,
-        rounds: 2001,
-        sentinel: Some(if size == PAGE { (1 << 30) + 300 * PAGE } else { (1 << 30) + 300 * size }),
-    };
-    vec![
-        single("4K", PAGE, 0x1_0000_0000),
-        single("2M", 2 << 20, 0x1_0000_0000),
-        Case {
-            entries: 256,
-            places: vec![1 << 30],
-            sentinel: Some((1 << 30) + 300 * PAGE),
-            ..single("1M contiguous", 1 << 20, 0x1_0000_0000)
-        },
-        Case {
-            entries: 16,
-            sentinel: Some((1 << 30) + (300 << 16)),
-            ..single("64K contiguous", 1 << 16, 0x1_0000_0000)
-        },
-        Case {
-            name: "256x4K",
-            unit: "page",
-            places: vec![1 << 30],
-            runs: frames(0x1_0000_1000, 256 * PAGE),
-            entries: 256,
-            units: 256,
-            rounds: 2001,
-            sentinel: Some((1 << 30) + 300 * PAGE),
-        },
-        Case {
-            name: "512x4K, its own table",
-            unit: "page",
-            places: vec![1 << 30],
-            runs: frames(0x1_0000_1000, 512 * PAGE),
-            entries: 512,
-            units: 512,
-            rounds: 2001,
-            sentinel: Some(1 << 31),
-        },
-        Case {
-            name: "512x4K scattered, one batch",
-            unit: "page",
-            places: vec![(1 << 30) + 256 * PAGE],
-            runs: scattered.collect(),
-            entries: 512,
-            units: 512,
-            rounds: 2001,
-            sentinel: Some(1 << 30),
-        },
-        Case {
-            name: "1G as 4K",
-            unit: "page",
-            places: vec![1 << 30],
-            runs: frames(0x1_0000_1000, GIB_PAGES * PAGE),
-            entries: index(GIB_PAGES),
-            units: GIB_PAGES,
-            rounds: 31,
-            sentinel: Some(1 << 31),
-        },
-        Case {
-            name: "1G as 2M",
-            unit: "2M page",
-            places: vec![1 << 30],
-            runs: frames(0x1_0020_0000, GIB_PAGES * PAGE),
-            entries: 512,
-            units: 512,
-            rounds: 2001,
-            sentinel: Some(1 << 31),
-        },
-    ]
-}
-
-fn main() {
-    let pool = Pool::new(2048);
-    let flat: Box<[_]> = (0..GIB_PAGES).map(|_| AtomicU64::new(0)).collect();
-    // Cargo passes `--bench`.
-    let word = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    let word = word.as_deref();
-    format(&pool, &flat, Config::<AmdV1>::new(48, AmdV1Options::default()), word);
-    format(&pool, &flat, Config::<X86_64>::new(47, X86_64Options::default()), word);
-    let vtd = VtdSecondStageOptions { force_snoop: true };
-    format(&pool, &flat, Config::<VtdSecondStage>::new(48, vtd), word);
-    format(&pool, &flat, Config::<RiscvFirstStage>::new(38, RiscvOptions::default()), word);
-    format(&pool, &flat, Config::<ArmStage1>::new(48, ArmOptions::default()), word);
-    format(&pool, &flat, Config::<ArmStage2>::new(39, ArmOptions::default()), word);
+fn contenders<'a>(
+    flat: &'a mut dyn Contender,
+    own: &'a mut dyn Contender,
+    peers: &'a mut Peers,
+) -> impl Iterator<Item = &'a mut dyn Contender> {
+    let peers = peers.iter_mut().map(|(_, peer)| -> &mut dyn Contender { &mut **peer });
+    [flat, own].into_iter().chain(peers)
 }

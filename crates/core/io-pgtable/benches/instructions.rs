@@ -1,0 +1,106 @@
+//! The same operations for callgrind to count: `cargo xtask instructions`, which says how.
+//!
+//! Each line of output is one call of [`counted`], in their order: format, row, and over how many
+//! operations, or pages of one, the call goes.
+
+#![deny(unsafe_code)]
+
+use std::hint::black_box;
+
+use lychgate_io_pgtable::{Config, Format, PageTable};
+
+use support::contender::{Contender, Own};
+use support::dirty::Tracked;
+use support::formats::{Visitor, visit_all};
+use support::pool::{Pool, memory};
+use support::rows::{Goal, Shape, cases, name, near_walks};
+
+mod support {
+    #[expect(dead_code, reason = "walks in turn are measured in time only")]
+    pub(crate) mod contender;
+    pub(crate) mod dirty;
+    pub(crate) mod formats;
+    pub(crate) mod machine;
+    #[expect(dead_code, reason = "there is one thread here")]
+    pub(crate) mod pool;
+    #[expect(dead_code, reason = "goals are nanoseconds")]
+    pub(crate) mod rows;
+}
+
+/// Table memory in bytes.
+const BYTES: usize = 32 << 20;
+
+fn main() {
+    let pool = Box::leak(Box::new(Pool::new(memory(BYTES / 8), &[BYTES as u64])));
+    visit_all(&mut Counts { pool });
+}
+
+/// What callgrind counts: it starts and stops with this function.
+#[inline(never)]
+fn counted(work: &mut dyn FnMut()) {
+    work();
+    black_box(());
+}
+
+struct Counts {
+    pool: &'static Pool,
+}
+
+impl Visitor for Counts {
+    fn visit<F: Format>(&mut self, format: &'static str, config: Config<F>) {
+        if !GATED.contains(&format) {
+            return;
+        }
+        let table = || {
+            self.pool.reset();
+            let config = Config { aperture: config.aperture.clone(), ..config };
+            PageTable::new(self.pool, config)
+        };
+        let Ok(shape) = table().map(|table| Shape::of(&table)) else {
+            return;
+        };
+        // What waits, or leaves the caches, takes no more instructions for it.
+        for case in cases(&shape).iter().filter(|case| !case.isolated && case.places.len() <= 256) {
+            let Ok(mut own) = table().map(Own) else {
+                return;
+            };
+            // Makes the tables that stay.
+            own.map_all(case);
+            own.unmap_all(case);
+            counted(&mut || own.map_all(case));
+            counted(&mut || own.unmap_all(case));
+            println!("{format}\tmap {}\t{}", case.name, case.total());
+            println!("{format}\tunmap {}\t{}", case.name, case.total());
+        }
+        let page = name(shape.page);
+        if let Ok(mut own) = table().map(Own) {
+            let walks = near_walks(&shape, [Goal::None; 2]);
+            own.map_all(&walks.mapped);
+            counted(&mut || {
+                black_box(own.walk_all(&walks.iovas));
+            });
+            println!("{format}\twalk, {page}\t{}", walks.iovas.len());
+        }
+        if F::TRACKS_DIRTY
+            && let Ok(tracked) = table().map(Tracked::new)
+        {
+            tracked.write(8);
+            counted(&mut || {
+                black_box(tracked.read());
+            });
+            println!("{format}\tread_dirty 1G as {page}\t{}", tracked.pages());
+        }
+    }
+}
+
+/// The formats to watch: of those that differ only in how many levels they have, one.
+const GATED: [&str; 8] = [
+    "x86_64, 4 levels",
+    "amdv1, 4 levels",
+    "vtdss, 4 levels",
+    "riscv Sv48",
+    "riscv Sv39x4",
+    "arm stage 1, 4K",
+    "arm stage 1, 64K",
+    "arm stage 2, 16K",
+];
