@@ -11,6 +11,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::thread::CapabilitySet;
 
+use crate::mappings;
 use crate::process;
 use crate::server::Server;
 use crate::sys::memory;
@@ -187,6 +188,10 @@ impl Client for Caller<'_> {
             })
             .map_err(|_| Errno::EBADF)?;
         self.server.system.mem_file(opened)
+    }
+
+    fn is_mapped(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+        mappings::is_mapped(file, offset, len)
     }
 
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn EventFd>, Errno> {

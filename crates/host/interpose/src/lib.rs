@@ -36,6 +36,7 @@ mod error;
 mod eventfds;
 mod files;
 mod filter;
+mod mappings;
 mod merged;
 mod names;
 mod paths;

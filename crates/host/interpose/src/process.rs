@@ -125,13 +125,21 @@ pub(crate) fn is_in_our_user_namespace(thread: u32) -> bool {
     own.is_some() && *own == std::fs::read_link(format!("/proc/{thread}/ns/user")).ok()
 }
 
+/// All processes.
+pub(crate) fn all() -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// The processes whose parent is `parent`.
 pub(crate) fn children(parent: u32) -> Vec<u32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|process| Image::of(*process).is_some_and(|stat| stat.parent == parent))
-        .collect()
+    let is_child = |process: &u32| Image::of(*process).is_some_and(|stat| stat.parent == parent);
+    all().into_iter().filter(is_child).collect()
+}
+
+/// What `/proc/PROCESS/maps` says; `None` where it cannot be read.
+pub(crate) fn maps(process: u32) -> Option<String> {
+    read(format!("/proc/{process}/maps")).ok()
 }
 
 /// Fields of `/proc/PID/stat`.

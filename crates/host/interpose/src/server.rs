@@ -393,6 +393,7 @@ impl Server {
     ) -> Result<Result<i64, Refusal>, Gone> {
         use lychgate_iommufd::Client;
         let n = caller.notification;
+        let opened = new.file.clone();
         let given = self.describe(n, new.file, None, OFlags::RDWR).and_then(|(file, at)| {
             if let At::Number(number) = at {
                 caller.write(address, &number.to_le_bytes())?;
@@ -404,6 +405,7 @@ impl Server {
         });
         match given {
             Ok(Ok(_)) => {
+                opened.given();
                 look(0);
                 self.listener.answer(n.id, Ok(0)).map(|()| Ok(0))
             }

@@ -225,7 +225,7 @@ fn total(spans: &[Span]) -> Result<usize, Unreachable> {
 }
 
 /// One line of `/proc/PID/maps`: `START-END rwxs OFFSET MAJOR:MINOR INODE   NAME`.
-fn parse(line: &str) -> Option<Vma> {
+pub(crate) fn parse(line: &str) -> Option<Vma> {
     let mut fields = line.splitn(6, ' ');
     let mut next = || fields.next();
     let (start, end) = next()?.split_once('-')?;

@@ -101,7 +101,9 @@ impl Server {
             let done = if at_position {
                 let mut position = opened.position.lock().unwrap_or_else(PoisonError::into_inner);
                 let done = run(caller, opened, kind.write, &pieces, *position)?;
-                *position = position.saturating_add(done);
+                if !opened.file.is_queue() {
+                    *position = position.saturating_add(done);
+                }
                 done
             } else if i64::try_from(n.args[3]).is_err() {
                 return Err(Refusal::new(Errno::EINVAL, "the offset is negative"));
@@ -270,7 +272,7 @@ fn run(
     let mut done = 0_u64;
     for (buffer, length) in pieces {
         let length = (*length).min(MOST_BYTES - done.min(MOST_BYTES));
-        let at = offset.saturating_add(done);
+        let at = if opened.file.is_queue() { offset } else { offset.saturating_add(done) };
         let result = if write {
             opened.file.write_at(caller, *buffer, length, at)
         } else {
