@@ -47,6 +47,7 @@
 mod cache;
 mod depot;
 mod error;
+mod flush_queue;
 mod ledger;
 mod ranges;
 mod shape;
@@ -54,4 +55,5 @@ mod space;
 
 pub use cache::IovaCache;
 pub use error::{AllocError, ConfigError, FreeError, ReserveError};
+pub use flush_queue::{Flush, FlushClock, FlushQueue, Limits, Unmapped};
 pub use space::IovaSpace;

@@ -6,5 +6,6 @@
 )]
 
 mod behaviour;
+mod flush_queue;
 mod random_operations;
 mod threads;
