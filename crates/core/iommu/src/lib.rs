@@ -12,6 +12,7 @@ extern crate alloc;
 
 mod attach;
 mod default_domain;
+pub mod dma;
 pub mod domain;
 pub mod driver;
 pub mod error;
