@@ -92,7 +92,7 @@ fn measure_in(directory: &Path) -> Result<Vec<Row>> {
         .arg("--config")
         .arg(format!("target.'cfg(all())'.runner = {runner:?}"))
         // What is inlined must not depend on how the crate is cut into pieces.
-        .env("CARGO_PROFILE_BENCH_CODEGEN_UNITS", "1")
+        .args(["--config", "profile.bench.package.lychgate-io-pgtable.codegen-units = 1"])
         .stderr(Stdio::inherit());
     eprintln!("xtask: {}", describe(&command));
     let output = command.output().context("starting cargo bench")?;

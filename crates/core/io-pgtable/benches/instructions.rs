@@ -12,7 +12,7 @@ use lychgate_io_pgtable::{Config, Format, PageTable};
 use support::contender::{Contender, Own};
 use support::dirty::Tracked;
 use support::formats::{Visitor, visit_all};
-use support::pool::{Pool, memory};
+use support::pool::Pool;
 use support::rows::{Goal, Shape, cases, name, near_walks};
 
 mod support {
@@ -28,11 +28,12 @@ mod support {
 }
 
 /// Table memory in bytes.
-const BYTES: usize = 32 << 20;
+const BYTES: u64 = 32 << 20;
 
 fn main() {
-    let pool = Box::leak(Box::new(Pool::new(memory(BYTES / 8), &[BYTES as u64])));
-    visit_all(&mut Counts { pool });
+    if let Some(pool) = Pool::new(&[BYTES]) {
+        visit_all(&mut Counts { pool: Box::leak(Box::new(pool)) });
+    }
 }
 
 /// What callgrind counts: it starts and stops with this function.

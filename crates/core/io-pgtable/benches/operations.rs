@@ -58,11 +58,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let tables = usize::try_from(LANES.iter().sum::<u64>() / 8).unwrap_or(0);
-    let (flat, tables) = memory(FLAT_WORDS + tables).split_at(FLAT_WORDS);
+    let Some(pool) = Pool::new(&LANES) else {
+        return ExitCode::FAILURE;
+    };
+    let pool = Box::leak(Box::new(pool));
+    let flat = memory(FLAT_WORDS);
     let report = Report::new(arguments.style);
     report.machine(&primitives(flat));
-    let pool = Box::leak(Box::new(Pool::new(tables, &LANES)));
     let mut bench = Bench { pool, flat, arguments, report };
     visit_all(&mut bench);
     if bench.report.rows == 0 {
@@ -135,8 +137,8 @@ impl Bench {
     }
 
     fn budget(&self) -> Budget {
-        let milliseconds = if self.arguments.quick { 5 } else { 40 };
-        Budget { time: Duration::from_millis(milliseconds), fewest: 5, most: 2000 }
+        let milliseconds = if self.arguments.quick { 10 } else { 80 };
+        Budget { time: Duration::from_millis(milliseconds), fewest: 5, most: 1 << 16 }
     }
 
     fn mapping<F: Format>(&mut self, section: &Section<F>, case: &Case) {

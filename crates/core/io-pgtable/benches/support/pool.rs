@@ -18,10 +18,14 @@ thread_local! {
     static LANE: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Words of a pool. As a constant, and with addresses that wrap around, reaching a table takes no check:
+/// a kernel's way from a physical address to a pointer has none either.
+const WORDS: usize = 1 << 26;
+
 /// Memory for tables of every size, in one lane per thread. Physical addresses are offsets in it.
 /// A freed table is the next to be allocated, with what was in it.
 pub(crate) struct Pool {
-    words: &'static [AtomicU64],
+    words: &'static [AtomicU64; WORDS],
     lanes: Box<[Lane]>,
 }
 
@@ -32,7 +36,7 @@ pub(crate) fn memory(count: usize) -> &'static [AtomicU64] {
     words.extend((0..count + ALIGN / 8).map(|_| AtomicU64::new(0)));
     let words = words.leak();
     let skip = words.as_ptr().align_offset(ALIGN);
-    words.get(skip..).unwrap_or(&[])
+    words.get(skip..skip + count).unwrap_or(&[])
 }
 
 /// What one thread allocates from.
@@ -52,8 +56,8 @@ struct Stack {
 }
 
 impl Pool {
-    /// A pool in `words`, from [`memory`], with lanes of `sizes` bytes, multiples of 1 MiB.
-    pub(crate) fn new(words: &'static [AtomicU64], sizes: &[u64]) -> Self {
+    /// A pool with lanes of `sizes` bytes, multiples of 1 MiB and 512 MiB in all at most.
+    pub(crate) fn new(sizes: &[u64]) -> Option<Self> {
         let mut first = 0;
         let lanes = sizes.iter().map(|size| {
             let lane = Lane::new(first, first + size);
@@ -61,8 +65,8 @@ impl Pool {
             lane
         });
         let lanes = lanes.collect();
-        assert!(first / 8 <= words.len() as u64, "the lanes are larger than the memory");
-        Self { words, lanes }
+        let words = memory(WORDS).first_chunk()?;
+        (first <= 8 * WORDS as u64).then_some(Self { words, lanes })
     }
 
     /// Makes this thread allocate from `lane`. Threads begin with lane 0.
@@ -147,7 +151,11 @@ impl Pages for Pool {
 
     #[inline(always)]
     fn words(&self, at: PhysAddr, count: usize) -> &[AtomicU64] {
-        let first = index(at.get() / 8);
+        if !count.is_power_of_two() || count > WORDS {
+            return &[];
+        }
+        // Tables are aligned to their size.
+        let first = index(at.get() / 8) & (WORDS - count);
         self.words.get(first..first + count).unwrap_or(&[])
     }
 }
