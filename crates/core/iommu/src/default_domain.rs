@@ -24,14 +24,15 @@ pub enum DefaultDomain {
 }
 
 impl DefaultDomain {
-    /// The default domain of a new group whose first device is `device`.
+    /// The default domain of a new group whose first device is `device`. What the driver demands goes
+    /// before the policy.
     pub(crate) fn for_group(
         self,
         driver: &dyn Driver,
         device: RequesterId,
         needs_direct: bool,
     ) -> Result<Domain, ProbeError> {
-        match self {
+        match driver.default_domain(device).unwrap_or(self) {
             Self::Identity => Ok(Domain::Identity),
             Self::Blocked if needs_direct => Ok(Domain::Identity),
             Self::Blocked => Ok(Domain::Blocked),

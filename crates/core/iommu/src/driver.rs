@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use lychgate_types::{Errno, Iova, Pasid, Prot, RequesterId};
 
+use crate::default_domain::DefaultDomain;
 use crate::domain::{Domain, PagingDomain};
 use crate::error::{AllocError, AttachError, ProbeError};
 use crate::nested::NestedDomain;
@@ -105,6 +106,13 @@ pub trait Driver: Send + Sync {
     /// Describes the hardware. `kind` 0 asks for the default type; another type that the driver
     /// does not have gives `None`.
     fn hw_info(&self, device: RequesterId, kind: u32) -> Option<HwInfo>;
+
+    /// The default domain that the device must have, whatever the policy of the machine
+    /// (`iommu_ops::default_domain`, `def_domain_type`); `None` where any will do.
+    fn default_domain(&self, device: RequesterId) -> Option<DefaultDomain> {
+        let _ = device;
+        None
+    }
 
     /// The ranges that allocation must leave alone, besides what the geometry excludes.
     fn reserved_regions(&self, device: RequesterId) -> Vec<ReservedRegion>;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use lychgate_iommu::{
-    Acs, AllocError, AllocFlags, AttachError, Capability, Domain, Driver, Geometry, HwInfo,
-    MapError, NestedDomain, PageFault, PageResponse, PagingDomain, PciFunctionInfo, PciKind,
-    ProbeError, ReservedKind, ReservedRegion, UserData,
+    Acs, AllocError, AllocFlags, AttachError, Capability, DefaultDomain, Domain, Driver, Geometry,
+    HwInfo, MapError, NestedDomain, PageFault, PageResponse, PagingDomain, PciFunctionInfo,
+    PciKind, ProbeError, ReservedKind, ReservedRegion, UserData,
 };
 use lychgate_types::{Bdf, Iova, Pasid, PhysAddr, PhysRun, Prot, RequesterId};
 
@@ -84,6 +84,8 @@ pub(crate) struct FakeState {
     pub(crate) attached: BTreeMap<RequesterId, Domain>,
     pub(crate) aliases: BTreeMap<RequesterId, Vec<RequesterId>>,
     pub(crate) reserved: BTreeMap<RequesterId, Vec<ReservedRegion>>,
+    /// Devices that must have a certain default domain.
+    pub(crate) default_domains: BTreeMap<RequesterId, DefaultDomain>,
     /// Devices for which an attachment to anything but `Blocked` fails.
     pub(crate) broken: BTreeMap<RequesterId, AttachError>,
     pub(crate) probe_error: Option<ProbeError>,
@@ -179,6 +181,10 @@ impl Driver for FakeDriver {
 
     fn hw_info(&self, _: RequesterId, kind: u32) -> Option<HwInfo> {
         (kind == 0 || kind == 99).then(|| HwInfo { kind: 99, ..HwInfo::default() })
+    }
+
+    fn default_domain(&self, device: RequesterId) -> Option<DefaultDomain> {
+        self.0.lock().unwrap().default_domains.get(&device).copied()
     }
 
     fn reserved_regions(&self, device: RequesterId) -> Vec<ReservedRegion> {

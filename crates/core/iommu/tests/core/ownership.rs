@@ -7,7 +7,7 @@ use lychgate_iommu::{
     AllocError, AllocFlags, AttachError, Capability, ClaimError, DefaultDomain, DeviceId, Domain,
     GroupId, Iommu, Owner, ProbeError, ReservedKind,
 };
-use lychgate_types::{Iova, PhysAddr};
+use lychgate_types::{Iova, PhysAddr, RequesterId};
 
 const OWNER: Owner = Owner(1);
 const OTHER: Owner = Owner(2);
@@ -193,6 +193,27 @@ fn a_blocking_default_spares_what_needs_a_direct_mapping() {
     iommu.add_pci(endpoint(0x10), driver.clone()).unwrap();
     assert!(matches!(driver.attached(0x08), Some(Domain::Identity)));
     assert!(matches!(driver.attached(0x10), Some(Domain::Blocked)));
+}
+
+#[test]
+fn a_driver_can_demand_a_default_domain_whatever_the_policy() {
+    let driver = FakeDriver::new();
+    let demand = |device, domain| {
+        driver.0.lock().unwrap().default_domains.insert(RequesterId::new(device), domain);
+    };
+    demand(0x08, DefaultDomain::Blocked);
+    demand(0x10, DefaultDomain::Dma);
+    let mut iommu = Iommu::new();
+    let device = iommu.add_pci(endpoint(0x08), driver.clone()).unwrap();
+    iommu.add_pci(endpoint(0x10), driver.clone()).unwrap();
+    iommu.add_pci(endpoint(0x18), driver.clone()).unwrap();
+    assert!(matches!(driver.attached(0x08), Some(Domain::Blocked)));
+    assert!(matches!(driver.attached(0x10), Some(Domain::Paging(_))));
+    assert!(matches!(driver.attached(0x18), Some(Domain::Identity)));
+    // It is what the group goes back to.
+    iommu.claim_dma_owner(device, OWNER).unwrap();
+    iommu.release_dma_owner(device);
+    assert!(matches!(driver.attached(0x08), Some(Domain::Blocked)));
 }
 
 #[test]
