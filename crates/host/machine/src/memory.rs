@@ -34,6 +34,7 @@ use self::file::{Files, PinnedFile};
 use self::frames::{Backing, Frames};
 use self::ram::Ram;
 use self::space::{Space, SpaceMm, Users};
+use self::transfer::Reach;
 use crate::client::AddressSpace;
 
 pub use self::layout::FrameOrder;
@@ -63,8 +64,10 @@ impl PhysicalMemory {
     /// Makes an address space known: its private pages get frames when they are pinned.
     pub fn mm(&self, access: Arc<dyn AddressSpace>) -> Arc<dyn Mm> {
         let id = self.next_space.fetch_add(1, Ordering::Relaxed);
+        let space = Arc::new(Space::new(id, access));
+        self.files.add_space(&space);
         Arc::new(SpaceMm {
-            space: Arc::new(Space::new(id, access)),
+            space,
             frames: Arc::clone(&self.frames),
             files: Arc::clone(&self.files),
             users: Arc::clone(&self.users),
@@ -106,7 +109,11 @@ impl PhysicalMemory {
         runs: &[PhysRun],
         from: &FileBytes<'_>,
     ) -> Result<(), BusError> {
-        transfer::write_from(self, runs, from)
+        transfer::write_from(self.reach(), runs, from)
+    }
+
+    fn reach(&self) -> Reach<'_> {
+        Reach { ram: Some(&self.ram), frames: &self.frames }
     }
 
     fn load(&self, at: PhysAddr) -> Result<u64, BusError> {
@@ -121,14 +128,14 @@ impl Memory for PhysicalMemory {
         if let Some(offset) = self.ram.offset(from) {
             return self.ram.bytes().read(offset, to).ok_or(BusError { at: from });
         }
-        transfer::read(self, &[PhysRun { start: from, len: to.len() as u64 }], to)
+        transfer::read(self.reach(), &[PhysRun { start: from, len: to.len() as u64 }], to)
     }
 
     fn write(&self, to: PhysAddr, from: &[u8]) -> Result<(), BusError> {
         if let Some(offset) = self.ram.offset(to) {
             return self.ram.bytes().write(offset, from).ok_or(BusError { at: to });
         }
-        transfer::write(self, &[PhysRun { start: to, len: from.len() as u64 }], from)
+        transfer::write(self.reach(), &[PhysRun { start: to, len: from.len() as u64 }], from)
     }
 
     fn load_u64(&self, at: PhysAddr) -> Result<u64, BusError> {
@@ -160,14 +167,14 @@ impl Memory for PhysicalMemory {
     fn read_runs(&self, runs: &[PhysRun], to: &mut [u8]) -> Result<(), BusError> {
         match runs {
             [run] if run.len == to.len() as u64 => self.read(run.start, to),
-            _ => transfer::read(self, runs, to),
+            _ => transfer::read(self.reach(), runs, to),
         }
     }
 
     fn write_runs(&self, runs: &[PhysRun], from: &[u8]) -> Result<(), BusError> {
         match runs {
             [run] if run.len == from.len() as u64 => self.write(run.start, from),
-            _ => transfer::write(self, runs, from),
+            _ => transfer::write(self.reach(), runs, from),
         }
     }
 }

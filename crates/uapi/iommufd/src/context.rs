@@ -74,6 +74,11 @@ impl Context {
         Some(ContextRef::new(context))
     }
 
+    /// For whoever must not keep the context alive.
+    pub(crate) fn weak(&self) -> Weak<Self> {
+        self.me.clone()
+    }
+
     /// The state, alone.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

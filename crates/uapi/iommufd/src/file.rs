@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lychgate_types::Errno;
 
 use crate::client::Client;
+use crate::dma_buf::DmaBuf;
 use crate::error::{Result, refuse};
 
 /// What a successful ioctl gives back.
@@ -125,6 +126,11 @@ pub trait OpenFile: Send + Sync {
     /// The caller that [`Reply::FileAt`] was meant for has the descriptor, and is about to be told
     /// that its call succeeded.
     fn given(&self) {}
+
+    /// The memory of a device that the file stands for, if it is a dma-buf.
+    fn dma_buf(&self) -> Option<Arc<dyn DmaBuf>> {
+        None
+    }
 
     /// The last reference in any process is gone.
     fn release(&self);

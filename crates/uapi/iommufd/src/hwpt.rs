@@ -108,47 +108,6 @@ impl Context {
         }
         Ok(AllocFlags { pasid: flags & abi::HWPT_ALLOC_PASID != 0, nest_parent, dirty })
     }
-
-    /// `IOMMU_HWPT_SET_DIRTY_TRACKING`.
-    pub(crate) fn hwpt_set_dirty_tracking(
-        &self,
-        command: &mut Command<'_, abi::HwptSetDirtyTracking>,
-    ) -> Result<()> {
-        if command.argument.flags & !abi::DIRTY_TRACKING_ENABLE != 0 {
-            return refuse(Errno::EOPNOTSUPP, "an unknown flag is set");
-        }
-        self.lock().objects.hwpt(command.argument.hwpt_id)?;
-        refuse(Errno::EOPNOTSUPP, "the page table does not track dirty pages")
-    }
-
-    /// `IOMMU_HWPT_GET_DIRTY_BITMAP`.
-    pub(crate) fn hwpt_get_dirty_bitmap(
-        &self,
-        command: &mut Command<'_, abi::HwptGetDirtyBitmap>,
-    ) -> Result<()> {
-        let argument = command.argument;
-        if argument.flags & !abi::GET_DIRTY_BITMAP_NO_CLEAR != 0 || argument.reserved != 0 {
-            return refuse(Errno::EOPNOTSUPP, "an unknown flag or a reserved member is set");
-        }
-        let state = self.lock();
-        let hwpt = state.objects.hwpt(argument.hwpt_id)?;
-        let alignment = state.objects.ioas(hwpt.ioas)?.table.alignment();
-        let end = match argument.length.checked_sub(1) {
-            None => return refuse(Errno::EINVAL, "the length is 0"),
-            Some(more) => argument.iova.checked_add(more),
-        };
-        let Some(end) = end.map(|last| last.wrapping_add(1)) else {
-            return refuse(Errno::EOVERFLOW, "the range passes the end of the IOVA space");
-        };
-        if !(argument.iova | end).is_multiple_of(alignment) {
-            return refuse(Errno::EINVAL, format!("the range is not a multiple of {alignment}"));
-        }
-        let page_size = argument.page_size;
-        if page_size == 0 || (argument.iova | end) & (page_size - 1) != 0 {
-            return refuse(Errno::EINVAL, "the range is not a multiple of the bitmap's page size");
-        }
-        refuse(Errno::EOPNOTSUPP, "the page table does not track dirty pages")
-    }
 }
 
 /// A nested page table, which no driver below has.

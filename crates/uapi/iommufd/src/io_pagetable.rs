@@ -1,17 +1,22 @@
-//! The areas of an IOAS and the domains that hold them (`struct io_pagetable`).
-//!
-//! Pages are pinned while at least one domain is there, once per area however many domains there
-//! are; then every domain maps every area.
+//! The areas of an IOAS, and where in it something may be mapped (`struct io_pagetable`).
+
+mod accesses;
+mod area;
+mod domains;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use lychgate_iommu::PagingDomain;
-use lychgate_types::{Errno, Iova, PhysRun, Prot};
+use lychgate_types::{Errno, Prot};
 
+pub(crate) use self::accesses::Pin;
+use self::accesses::User;
+use self::area::Area;
 use crate::alloc_iova::{SEARCHED, Wanted};
 use crate::error::{Result, refuse};
+use crate::fault_injection::allocation;
 use crate::mm::PAGE_SIZE;
 use crate::pages::Pages;
 use crate::reserved::{Reserved, ReservedBy, merge};
@@ -27,25 +32,6 @@ pub(crate) struct Slice {
     pub(crate) len: u64,
 }
 
-/// A range of IOVA that leads to memory (`struct iopt_area`).
-struct Area {
-    last: u64,
-    pages: Arc<Pages>,
-    /// The byte of `pages` at the first IOVA.
-    start: u64,
-    prot: Prot,
-}
-
-impl Area {
-    fn len(&self, first: u64) -> u64 {
-        self.last - first + 1
-    }
-
-    fn is_aligned(&self, first: u64, alignment: u64) -> bool {
-        (first | self.len(first) | (self.start % PAGE_SIZE)).is_multiple_of(alignment)
-    }
-}
-
 /// A domain that holds every area, and the number of its object.
 struct Holder {
     id: u32,
@@ -58,8 +44,29 @@ pub(crate) struct IoPageTable {
     allowed: Vec<RangeInclusive<u64>>,
     reserved: Reserved,
     holders: Vec<Holder>,
+    users: Vec<User>,
     alignment: u64,
     large_pages: bool,
+}
+
+/// What the next step of an unmap does.
+pub(crate) enum Unmap {
+    /// This area is gone.
+    Unmapped {
+        /// Its first IOVA.
+        iova: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Access objects pin pages of this area: they are to be told, and pin no more of it.
+    Pinned {
+        /// Its first IOVA.
+        iova: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Nothing is left.
+    Done,
 }
 
 impl IoPageTable {
@@ -70,6 +77,7 @@ impl IoPageTable {
             allowed: Vec::new(),
             reserved: Reserved::default(),
             holders: Vec::new(),
+            users: Vec::new(),
             alignment: 1,
             large_pages: true,
         }
@@ -88,6 +96,13 @@ impl IoPageTable {
     /// The ranges that can be mapped.
     pub(crate) fn usable(&self) -> Vec<RangeInclusive<u64>> {
         self.reserved.holes()
+    }
+
+    /// The first and the last IOVA of all areas together; `None` when there is no area.
+    pub(crate) fn span(&self) -> Option<(u64, u64)> {
+        let (first, _) = self.areas.first_key_value()?;
+        let (_, area) = self.areas.last_key_value()?;
+        Some((*first, area.last))
     }
 
     /// The memory of every area.
@@ -152,27 +167,35 @@ impl IoPageTable {
         }
     }
 
-    /// Unmaps the areas in `first..=last`, ascending, and tells `unmapped` of each: its first IOVA
-    /// and its length. `ENOENT` at one that is only partly inside: those before it are gone then.
-    pub(crate) fn unmap(
-        &mut self,
-        first: u64,
-        last: u64,
-        mut unmapped: impl FnMut(u64, u64),
-    ) -> Result<()> {
-        while let Some((start, end)) = self.first_area(first, last) {
+    /// Unmaps the first area in `first..=last` (a round of `iopt_unmap_iova_range`). `ENOENT` when it
+    /// is only partly inside; `EBUSY` when hardware uses it.
+    pub(crate) fn unmap_next(&mut self, first: u64, last: u64) -> Result<Unmap> {
+        let Some((start, end)) = self.first_area(first, last) else {
+            return Ok(Unmap::Done);
+        };
+        let len = end - start + 1;
+        if let Some(area) = self.areas.get_mut(&start) {
+            if area.locks > 0 {
+                return refuse(
+                    Errno::EBUSY,
+                    format!("a queue of hardware is in the area {start:#x}..={end:#x}"),
+                );
+            }
             if start < first || end > last {
                 return refuse(
                     Errno::ENOENT,
                     format!("the area {start:#x}..={end:#x} is only partly in the range"),
                 );
             }
-            if let Some(area) = self.areas.remove(&start) {
-                self.unfill(start, &area);
-                unmapped(start, area.len(start));
+            if area.is_pinned() {
+                area.prevent_access = true;
+                return Ok(Unmap::Pinned { iova: start, len });
             }
         }
-        Ok(())
+        if let Some(area) = self.areas.remove(&start) {
+            self.unfill(start, &area);
+        }
+        Ok(Unmap::Unmapped { iova: start, len })
     }
 
     /// Cuts the area that `last` is inside of in two, `last` the last byte of the first one
@@ -182,23 +205,8 @@ impl IoPageTable {
         let Some((&first, area)) = found else {
             return Ok(());
         };
-        let kept = last - first + 1;
-        if !((last + 1) | (area.start + kept)).is_multiple_of(self.alignment) {
-            return refuse(
-                Errno::EINVAL,
-                format!("{:#x} is not a multiple of {}", last + 1, self.alignment),
-            );
-        }
-        if self.large_pages && !self.holders.is_empty() {
-            return refuse(Errno::EINVAL, "an area that large pages may map cannot be cut");
-        }
-        let right = Area {
-            last: area.last,
-            pages: Arc::clone(&area.pages),
-            start: area.start + kept,
-            prot: area.prot,
-        };
-        area.last = last;
+        let mapped = !self.holders.is_empty();
+        let right = area.split(first, last, self.alignment, mapped, self.large_pages)?;
         self.areas.insert(last + 1, right);
         Ok(())
     }
@@ -259,112 +267,6 @@ impl IoPageTable {
         Ok(())
     }
 
-    /// Adds a domain and maps every area into it (`iopt_table_add_domain`).
-    pub(crate) fn add_domain(&mut self, id: u32, domain: &Arc<dyn PagingDomain>) -> Result<()> {
-        let geometry = domain.geometry();
-        let alignment = self.alignment.max(geometry.granule());
-        if !(1..=PAGE_SIZE).contains(&geometry.granule()) {
-            return refuse(Errno::EINVAL, "the smallest page of the domain is above 4096 bytes");
-        }
-        self.check_alignment(alignment)?;
-        let result = self.hold(id, domain, geometry.first.get(), geometry.last.get());
-        match result {
-            Ok(()) => {
-                self.holders.push(Holder { id, domain: Arc::clone(domain) });
-                self.alignment = alignment;
-            }
-            Err(_) => self.unreserve(ReservedBy::PageTable(id)),
-        }
-        result
-    }
-
-    /// Unmaps every area from a domain and forgets it (`iopt_table_remove_domain`).
-    pub(crate) fn remove_domain(&mut self, id: u32) {
-        let Some(index) = self.holders.iter().position(|holder| holder.id == id) else {
-            return;
-        };
-        let holder = self.holders.remove(index);
-        for (&first, area) in &self.areas {
-            unmap_all(holder.domain.as_ref(), first, area.len(first));
-            if self.holders.is_empty() {
-                area.pages.release(area.start, area.len(first));
-            }
-        }
-        self.unreserve(ReservedBy::PageTable(id));
-        self.alignment = self.needed_alignment(self.large_pages);
-    }
-
-    /// Reserves what the domain cannot hold, and maps every area into it.
-    fn hold(
-        &mut self,
-        id: u32,
-        domain: &Arc<dyn PagingDomain>,
-        first: u64,
-        last: u64,
-    ) -> Result<()> {
-        if first != 0 {
-            self.reserve(0..=first - 1, ReservedBy::PageTable(id))?;
-        }
-        if last != u64::MAX {
-            self.reserve(last + 1..=u64::MAX, ReservedBy::PageTable(id))?;
-        }
-        for (done, (&at, area)) in self.areas.iter().enumerate() {
-            let len = area.len(at);
-            let runs = match self.holders.is_empty() {
-                true => area.pages.acquire(area.start, len),
-                false => area.pages.runs(area.start, len),
-            };
-            let result = runs.and_then(|runs| {
-                let mapped = map_runs(domain.as_ref(), at, &runs, area.prot, self.large_pages);
-                if mapped.is_err() && self.holders.is_empty() {
-                    area.pages.release(area.start, len);
-                }
-                mapped
-            });
-            if let Err(refusal) = result {
-                for (&at, area) in self.areas.iter().take(done) {
-                    unmap_all(domain.as_ref(), at, area.len(at));
-                    if self.holders.is_empty() {
-                        area.pages.release(area.start, area.len(at));
-                    }
-                }
-                return Err(refusal);
-            }
-        }
-        Ok(())
-    }
-
-    /// Pins a new area and maps it into every domain, if there is any.
-    fn fill(&self, first: u64, area: &Area) -> Result<()> {
-        if self.holders.is_empty() {
-            return Ok(());
-        }
-        let len = area.len(first);
-        let runs = area.pages.acquire(area.start, len)?;
-        for (done, holder) in self.holders.iter().enumerate() {
-            let domain = holder.domain.as_ref();
-            if let Err(refusal) = map_runs(domain, first, &runs, area.prot, self.large_pages) {
-                for holder in self.holders.iter().take(done) {
-                    unmap_all(holder.domain.as_ref(), first, len);
-                }
-                area.pages.release(area.start, len);
-                return Err(refusal);
-            }
-        }
-        Ok(())
-    }
-
-    /// Unmaps an area from every domain, then unpins it.
-    fn unfill(&self, first: u64, area: &Area) {
-        let len = area.len(first);
-        for holder in &self.holders {
-            unmap_all(holder.domain.as_ref(), first, len);
-        }
-        if !self.holders.is_empty() {
-            area.pages.release(area.start, len);
-        }
-    }
-
     /// The area of a slice at `iova` (`iopt_insert_area`).
     fn area(&self, slice: &Slice, iova: u64, prot: Prot) -> Result<Area> {
         if prot.contains(Prot::WRITE) && !slice.pages.writable() {
@@ -376,12 +278,9 @@ impl IoPageTable {
                 format!("the memory does not start at a multiple of {}", self.alignment),
             );
         }
-        Ok(Area {
-            last: last_of(iova, slice.len)?,
-            pages: Arc::clone(&slice.pages),
-            start: slice.start,
-            prot,
-        })
+        allocation()?;
+        let last = last_of(iova, slice.len)?;
+        Ok(Area::new(last, Arc::clone(&slice.pages), slice.start, prot))
     }
 
     /// Whether a fixed range can be mapped (`iopt_check_iova`); gives its first IOVA.
@@ -462,10 +361,13 @@ impl IoPageTable {
         }
     }
 
-    /// The alignment that domains and large pages ask for (`iopt_calculate_iova_alignment`).
+    /// The alignment that domains, access objects and large pages ask for
+    /// (`iopt_calculate_iova_alignment`).
     fn needed_alignment(&self, large_pages: bool) -> u64 {
         let least = if large_pages { 1 } else { PAGE_SIZE };
-        self.holders.iter().map(|holder| holder.domain.geometry().granule()).fold(least, u64::max)
+        let domains = self.holders.iter().map(|holder| holder.domain.geometry().granule());
+        let users = self.users.iter().map(|user| user.alignment);
+        domains.chain(users).fold(least, u64::max)
     }
 }
 
@@ -477,44 +379,5 @@ pub(crate) fn last_of(iova: u64, len: u64) -> Result<u64> {
     match iova.checked_add(more) {
         Some(last) => Ok(last),
         None => refuse(Errno::EOVERFLOW, "the range passes the end of the IOVA space"),
-    }
-}
-
-/// Maps `runs` with the largest pages that fit, or page by page. On an error nothing stays mapped.
-fn map_runs(
-    domain: &dyn PagingDomain,
-    iova: u64,
-    runs: &[PhysRun],
-    prot: Prot,
-    large_pages: bool,
-) -> Result<()> {
-    if large_pages {
-        return Ok(domain.map(Iova::new(iova), runs, prot)?);
-    }
-    let mut mapped = 0;
-    for run in runs {
-        let mut done = 0;
-        while done < run.len {
-            let page =
-                PhysRun { start: run.start.wrapping_add(done), len: PAGE_SIZE.min(run.len - done) };
-            if let Err(error) = domain.map(Iova::new(iova + mapped), &[page], prot) {
-                unmap_all(domain, iova, mapped);
-                return Err(error.into());
-            }
-            done += page.len;
-            mapped += page.len;
-        }
-    }
-    Ok(())
-}
-
-/// Unmaps a range that is mapped without holes.
-fn unmap_all(domain: &dyn PagingDomain, iova: u64, len: u64) {
-    let mut done = 0;
-    while done < len {
-        match domain.unmap(Iova::new(iova.wrapping_add(done)), len - done) {
-            0 => break,
-            bytes => done = done.saturating_add(bytes),
-        }
     }
 }

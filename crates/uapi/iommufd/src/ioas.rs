@@ -10,11 +10,13 @@ use crate::abi::iommufd as abi;
 use crate::client::{Cap, Client};
 use crate::command::{Command, offset, read_value};
 use crate::context::Context;
+use crate::dma_buf::Import;
 use crate::error::{Result, refuse};
+use crate::fault_injection::allocation;
 use crate::io_pagetable::{Slice, last_of};
 use crate::mm::{Accounting, Mm, PAGE_SIZE, PinSource};
 use crate::observer::Event;
-use crate::pages::{Account, Pages};
+use crate::pages::{Account, Origin, Pages};
 use crate::state::State;
 
 const MAP_FLAGS: u32 = abi::MAP_FIXED_IOVA | abi::MAP_WRITEABLE | abi::MAP_READABLE;
@@ -111,33 +113,52 @@ impl Context {
         let argument = command.argument;
         let prot = map_prot(argument.flags, 0)?;
         in_reach([argument.iova, argument.length])?;
+        self.lock().objects.ioas(argument.ioas_id)?;
+        let origin = self.origin(command)?;
         let mut state = self.lock();
-        state.objects.ioas(argument.ioas_id)?;
-        if argument.length == 0 {
-            return refuse(Errno::EINVAL, "the length is 0");
-        }
-        check_source(argument.start, argument.length)?;
-        let source: Arc<dyn PinSource> = match command.client.mem_file(argument.fd) {
-            Ok(file) => file,
-            Err(Errno::EBADF) => {
-                return refuse(Errno::EBADF, format!("descriptor {} is not open", argument.fd));
-            }
-            // As in Linux, this shows when the pages are needed.
-            Err(_) => Arc::new(NotInMemory),
-        };
-        let pages = Pages::new(
-            source,
-            argument.start - argument.start % PAGE_SIZE,
-            prot.contains(Prot::WRITE),
-            true,
-            account(&state, command.client, command.client.mm()),
-        );
+        let base = argument.start - argument.start % PAGE_SIZE;
+        let account = account(&state, command.client, command.client.mm());
+        allocation()?;
+        let pages = Pages::new(origin, base, prot.contains(Prot::WRITE), account);
         let slice = Slice { pages, start: argument.start % PAGE_SIZE, len: argument.length };
         let fixed = argument.flags & abi::MAP_FIXED_IOVA != 0;
         let fixed = fixed.then_some(argument.iova);
         command.argument.iova = self.map(&mut state, argument.ioas_id, &[slice], fixed, prot)?;
         drop(state);
         command.respond()
+    }
+
+    /// The file to map: a dma-buf, else one in memory (`iopt_map_file_pages`). Called without the
+    /// lock: the exporter of a dma-buf has its own.
+    fn origin(&self, command: &Command<'_, abi::IoasMapFile>) -> Result<Origin> {
+        let argument = &command.argument;
+        let Some(more) = argument.length.checked_sub(1) else {
+            return refuse(Errno::EINVAL, "the length is 0");
+        };
+        let Some(last) = argument.start.checked_add(more) else {
+            return refuse(Errno::EOVERFLOW, "the memory passes the end of the address space");
+        };
+        let ours = command.client.file(argument.fd);
+        if let Some(buffer) = ours.as_ref().and_then(|file| file.dma_buf()) {
+            if last >= buffer.size() {
+                return refuse(
+                    Errno::EINVAL,
+                    format!("the dma-buf has only {:#x} bytes", buffer.size()),
+                );
+            }
+            return match Import::new(self.weak(), buffer) {
+                Ok(import) => Ok(Origin::DmaBuf(import)),
+                Err(errno) => refuse(errno, "the exporter of the dma-buf does not give it"),
+            };
+        }
+        match command.client.mem_file(argument.fd) {
+            Ok(file) => Ok(Origin::File(file)),
+            Err(Errno::EBADF) => {
+                refuse(Errno::EBADF, format!("descriptor {} is not open", argument.fd))
+            }
+            // As in Linux, this shows when the pages are needed.
+            Err(_) => Ok(Origin::File(Arc::new(NotInMemory))),
+        }
     }
 
     /// `IOMMU_IOAS_COPY`.
@@ -162,26 +183,24 @@ impl Context {
     /// `IOMMU_IOAS_UNMAP`.
     pub(crate) fn ioas_unmap(&self, command: &mut Command<'_, abi::IoasUnmap>) -> Result<()> {
         let argument = command.argument;
-        let mut state = self.lock();
-        let ioas = state.objects.ioas_mut(argument.ioas_id)?;
-        if (argument.iova, argument.length) == (0, u64::MAX) {
-            let (bytes, result) = self.unmap_areas(ioas, 0, u64::MAX);
-            result?;
-            command.argument.length = bytes;
+        let state = self.lock();
+        state.objects.ioas(argument.ioas_id)?;
+        let all = (argument.iova, argument.length) == (0, u64::MAX);
+        let last = if all {
+            u64::MAX
         } else {
             in_reach([argument.iova, argument.length])?;
-            let last = last_of(argument.iova, argument.length)?;
-            let (bytes, result) = self.unmap_areas(ioas, argument.iova, last);
-            result?;
-            if bytes == 0 {
-                return refuse(
-                    Errno::ENOENT,
-                    format!("nothing is mapped in {:#x}..={last:#x}", argument.iova),
-                );
-            }
-            command.argument.length = bytes;
+            last_of(argument.iova, argument.length)?
+        };
+        let (bytes, result) = self.unmap_areas(state, argument.ioas_id, argument.iova, last);
+        result?;
+        if bytes == 0 && !all {
+            return refuse(
+                Errno::ENOENT,
+                format!("nothing is mapped in {:#x}..={last:#x}", argument.iova),
+            );
         }
-        drop(state);
+        command.argument.length = bytes;
         command.respond()
     }
 
@@ -205,6 +224,7 @@ impl Context {
         memory.sort_by_key(|pages| Arc::as_ptr(pages));
         memory.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let (mm, limit) = (command.client.mm(), command.client.memlock_limit());
+        memory.retain(|pages| !pages.stays_with(&mm));
         let mut charged = Vec::with_capacity(memory.len());
         for pages in &memory {
             match pages.charge_to(&mm, limit) {
@@ -239,13 +259,11 @@ impl Context {
             return refuse(Errno::EINVAL, "the length is 0 or too large to be counted in pages");
         }
         let mm = client.mm();
-        let pages = Pages::new(
-            Arc::<dyn Mm>::clone(&mm),
-            user.va - user.va % PAGE_SIZE,
-            user.prot.contains(Prot::WRITE),
-            false,
-            account(&state, client, mm),
-        );
+        let origin = Origin::User(Arc::clone(&mm));
+        let base = user.va - user.va % PAGE_SIZE;
+        allocation()?;
+        let account = account(&state, client, mm);
+        let pages = Pages::new(origin, base, user.prot.contains(Prot::WRITE), account);
         let slice = Slice { pages, start: user.va % PAGE_SIZE, len: user.len };
         self.map(&mut state, ioas, &[slice], iova, user.prot)
     }

@@ -21,6 +21,19 @@ pub trait PinSource: Send + Sync {
 
     /// Undoes one pin of the frames in `runs`, which need not be cut as `pin` gave them.
     fn unpin(&self, runs: &[PhysRun]);
+
+    /// Fills `to`, as long as `runs` together, from frames that are pinned, whether or not the
+    /// process that had them still lives: `EFAULT` where they cannot be reached.
+    fn read_frames(&self, runs: &[PhysRun], to: &mut [u8]) -> Result<(), Errno> {
+        let _ = (runs, to);
+        Err(Errno::EFAULT)
+    }
+
+    /// Stores `from` in pinned frames, as [`PinSource::read_frames`].
+    fn write_frames(&self, runs: &[PhysRun], from: &[u8]) -> Result<(), Errno> {
+        let _ = (runs, from);
+        Err(Errno::EFAULT)
+    }
 }
 
 /// Whose limit a pin counts against (`iommufd_ctx::account_mode`).

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lychgate_iommu::{DeviceId, GroupId, PagingDomain};
 use lychgate_types::{Bdf, Errno};
 
-use crate::access::Access;
+use crate::access::AccessObject;
 use crate::context::Context;
 use crate::error::{Result, refuse};
 use crate::io_pagetable::IoPageTable;
@@ -62,7 +62,7 @@ pub(crate) enum Object {
     /// A device.
     Device(DeviceObject),
     /// A kernel user of an IOAS.
-    Access(Box<Access>),
+    Access(Box<AccessObject>),
     /// Something of the selftest.
     Selftest(Box<dyn SelftestObject>),
 }
@@ -194,7 +194,7 @@ impl Objects {
     }
 
     /// The access object with a number: `ENOENT`, also for another kind.
-    pub(crate) fn access(&self, id: u32) -> Result<&Access> {
+    pub(crate) fn access(&self, id: u32) -> Result<&AccessObject> {
         match self.get(id)? {
             Object::Access(access) => Ok(access),
             _ => refuse(Errno::ENOENT, format!("object {id} is no access object")),
@@ -202,7 +202,7 @@ impl Objects {
     }
 
     /// As [`Objects::access`].
-    pub(crate) fn access_mut(&mut self, id: u32) -> Result<&mut Access> {
+    pub(crate) fn access_mut(&mut self, id: u32) -> Result<&mut AccessObject> {
         match self.entry_mut(id) {
             Some(Entry { object: Object::Access(access), visible: true, .. }) => Ok(access),
             Some(Entry { visible: true, .. }) => {

@@ -11,7 +11,6 @@ use crate::error::{Result, refuse};
 use crate::io_pagetable::IoPageTable;
 use crate::mm::Accounting;
 use crate::objects::{Ioas, Object, Objects};
-use crate::observer::Event;
 
 /// What changes in a context, behind its lock.
 pub(crate) struct State {
@@ -100,8 +99,7 @@ impl Context {
                 if state.compat == Some(id) {
                     state.compat = None;
                 }
-                // A range that holds every area cannot be in part outside of one.
-                let _ = self.unmap_areas(&mut ioas, 0, u64::MAX);
+                self.unmap_all(&mut ioas);
             }
             Some(Object::Hwpt(hwpt)) => {
                 if let Ok(ioas) = state.objects.ioas_mut(hwpt.ioas) {
@@ -113,17 +111,6 @@ impl Context {
             Some(Object::Selftest(object)) => object.destroy(self, state, id),
             Some(Object::Device(_) | Object::Access(_)) | None => {}
         }
-    }
-
-    /// Unmaps the areas in `first..=last` and gives the sum of their lengths, also on an error.
-    pub(crate) fn unmap_areas(&self, ioas: &mut Ioas, first: u64, last: u64) -> (u64, Result<()>) {
-        let mut bytes = 0_u64;
-        let serial = ioas.serial;
-        let result = ioas.table.unmap(first, last, |iova, len| {
-            bytes = bytes.saturating_add(len);
-            self.observer.event(&Event::Unmapped { ioas: serial, iova, len });
-        });
-        (bytes, result)
     }
 
     /// Destroys everything: the file is closed and VFIO has let go of it.

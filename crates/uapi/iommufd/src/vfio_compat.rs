@@ -118,22 +118,22 @@ impl Context {
     /// Unmaps, and gives what was unmapped even when an error ends it.
     fn unmap_compat(&self, unmap: &type1::DmaUnmap) -> Result<(u64, Result<()>)> {
         let mut state = self.lock();
-        let ioas = state.compat_ioas()?;
-        let ioas = state.objects.ioas_mut(ioas)?;
+        let id = state.compat_ioas()?;
+        let table = &mut state.objects.ioas_mut(id)?.table;
         if unmap.flags & type1::DMA_UNMAP_FLAG_ALL != 0 {
             if (unmap.iova, unmap.size) != (0, 0) {
                 return refuse(Errno::EINVAL, "FLAG_ALL with an IOVA or a size");
             }
-            return Ok(self.unmap_areas(ioas, 0, u64::MAX));
+            return Ok(self.unmap_areas(state, id, 0, u64::MAX));
         }
-        if !ioas.table.large_pages() {
-            ioas.table.cut(unmap.iova.wrapping_add(unmap.size).wrapping_sub(1))?;
+        if !table.large_pages() {
+            table.cut(unmap.iova.wrapping_add(unmap.size).wrapping_sub(1))?;
             if unmap.iova != 0 {
-                ioas.table.cut(unmap.iova - 1)?;
+                table.cut(unmap.iova - 1)?;
             }
         }
         match last_of(unmap.iova, unmap.size) {
-            Ok(last) => Ok(self.unmap_areas(ioas, unmap.iova, last)),
+            Ok(last) => Ok(self.unmap_areas(state, id, unmap.iova, last)),
             Err(refusal) => Ok((0, Err(refusal))),
         }
     }

@@ -20,6 +20,7 @@ use rustix::io::Errno as Os;
 use super::frames::{Backing, Frames};
 use super::layout::{CHUNK, PAGE};
 use super::space::Space;
+use super::transfer::{self, Reach};
 use crate::client::Span;
 use crate::mapped::{self, Mapping};
 
@@ -34,7 +35,12 @@ pub(crate) struct FileBacking {
     key: FileKey,
     opened: OnceLock<Opened>,
     views: Mutex<Vec<View>>,
+    spaces: Arc<Spaces>,
 }
+
+/// The address spaces of all clients: one that has ended may have shared its memory with others.
+#[derive(Default)]
+struct Spaces(Mutex<Vec<Weak<Space>>>);
 
 /// A descriptor of our own.
 struct Opened {
@@ -177,20 +183,47 @@ impl FileBacking {
         (end <= size).then_some(())
     }
 
-    /// Tries the views that cover the range, the newest first.
+    /// Tries the views that cover the range, the newest first, then whoever else maps it: the
+    /// process that pinned it may have ended.
     fn through_views(
         &self,
         position: u64,
         len: usize,
         mut access: impl FnMut(&Space, Span) -> Option<()>,
     ) -> Option<()> {
-        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        views.iter().rev().find_map(|view| {
+        let mut through = |view: &View| {
             let inside = position.checked_sub(view.offset)?;
             let fits = inside.checked_add(len as u64)? <= view.len;
             let start = view.start.checked_add(inside).filter(|_| fits)?;
             access(&view.space, Span { start, len })
+        };
+        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        views.iter().rev().find_map(&mut through).or_else(|| {
+            self.spaces.views_of(self.key).iter().find_map(|view| {
+                through(view)?;
+                self.add_view(&view.space, view.start, view.offset, view.len);
+                Some(())
+            })
         })
+    }
+}
+
+impl Spaces {
+    /// Where the clients that live map a file.
+    fn views_of(&self, key: FileKey) -> Vec<View> {
+        let spaces: Vec<_> = {
+            let spaces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            spaces.iter().filter_map(Weak::upgrade).collect()
+        };
+        let mut views = Vec::new();
+        for space in spaces {
+            let vmas = space.access().vmas(0, u64::MAX).unwrap_or_default();
+            for vma in vmas.iter().filter(|vma| vma.shared && vma.file == Some(key)) {
+                let (start, offset) = (vma.start, vma.offset);
+                views.push(View { space: Arc::clone(&space), start, offset, len: vma.end - start });
+            }
+        }
+        views
     }
 }
 
@@ -237,9 +270,19 @@ fn write_file(opened: &Opened, mut position: u64, mut from: &[u8]) -> Option<()>
 
 /// The files behind frames, each one once.
 #[derive(Default)]
-pub(crate) struct Files(Mutex<HashMap<FileKey, Weak<FileBacking>>>);
+pub(crate) struct Files {
+    known: Mutex<HashMap<FileKey, Weak<FileBacking>>>,
+    spaces: Arc<Spaces>,
+}
 
 impl Files {
+    /// Makes an address space known, in which files may be mapped.
+    pub(crate) fn add_space(&self, space: &Arc<Space>) {
+        let mut spaces = self.spaces.0.lock().unwrap_or_else(PoisonError::into_inner);
+        spaces.retain(|space| space.strong_count() > 0);
+        spaces.push(Arc::downgrade(space));
+    }
+
     /// The file behind a descriptor of ours: `EINVAL` when it is not in memory.
     pub(crate) fn open(&self, fd: OwnedFd) -> Result<Arc<FileBacking>, Errno> {
         const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -262,13 +305,17 @@ impl Files {
 
     /// The file with a key, perhaps without any descriptor of it.
     pub(crate) fn get(&self, key: FileKey) -> Arc<FileBacking> {
-        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(backing) = files.get(&key).and_then(Weak::upgrade) {
             return backing;
         }
         files.retain(|_, file| file.strong_count() > 0);
-        let backing = FileBacking { key, opened: OnceLock::new(), views: Mutex::default() };
-        let backing = Arc::new(backing);
+        let backing = Arc::new(FileBacking {
+            key,
+            opened: OnceLock::new(),
+            views: Mutex::default(),
+            spaces: Arc::clone(&self.spaces),
+        });
         files.insert(key, Arc::downgrade(&backing));
         backing
     }
@@ -306,6 +353,20 @@ impl PinSource for PinnedFile {
 
     fn unpin(&self, runs: &[PhysRun]) {
         self.frames.unpin(runs);
+    }
+
+    fn read_frames(&self, runs: &[PhysRun], to: &mut [u8]) -> Result<(), Errno> {
+        transfer::read(self.reach(), runs, to).map_err(|_| Errno::EFAULT)
+    }
+
+    fn write_frames(&self, runs: &[PhysRun], from: &[u8]) -> Result<(), Errno> {
+        transfer::write(self.reach(), runs, from).map_err(|_| Errno::EFAULT)
+    }
+}
+
+impl PinnedFile {
+    fn reach(&self) -> Reach<'_> {
+        Reach { ram: None, frames: &self.frames }
     }
 }
 

@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 use super::file::Files;
 use super::frames::{Backing, Frames};
 use super::layout::PAGE;
+use super::transfer::{self, Reach};
 use crate::client::{AddressSpace, Span, Vma};
 
 /// An address space that the machine knows.
@@ -96,6 +97,10 @@ pub(crate) struct SpaceMm {
 }
 
 impl SpaceMm {
+    fn reach(&self) -> Reach<'_> {
+        Reach { ram: None, frames: &self.frames }
+    }
+
     /// What backs the part of `vma` from `start` on, and at which position: `pin_user_pages` with
     /// `FOLL_LONGTERM`.
     fn backing(
@@ -190,6 +195,14 @@ impl PinSource for SpaceMm {
 
     fn unpin(&self, runs: &[PhysRun]) {
         self.frames.unpin(runs);
+    }
+
+    fn read_frames(&self, runs: &[PhysRun], to: &mut [u8]) -> Result<(), Errno> {
+        transfer::read(self.reach(), runs, to).map_err(|_| Errno::EFAULT)
+    }
+
+    fn write_frames(&self, runs: &[PhysRun], from: &[u8]) -> Result<(), Errno> {
+        transfer::write(self.reach(), runs, from).map_err(|_| Errno::EFAULT)
     }
 }
 

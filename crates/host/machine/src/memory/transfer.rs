@@ -6,12 +6,12 @@ use std::sync::Arc;
 use lychgate_model::FileBytes;
 use lychgate_types::{BusError, PhysAddr, PhysRun};
 
-use super::PhysicalMemory;
-use super::frames::{Backing, Chunk};
+use super::frames::{Backing, Chunk, Frames};
 use super::layout::CHUNK;
+use super::ram::Ram;
 use super::space::Space;
 use crate::client::Span;
-use crate::mapped;
+use crate::mapped::{self, Mapping};
 
 /// A part of a transfer that is reached in one way.
 struct Piece {
@@ -48,9 +48,23 @@ impl Piece {
     }
 }
 
+/// The memory that runs may lie in.
+#[derive(Clone, Copy)]
+pub(super) struct Reach<'a> {
+    /// The machine's own; `None` for runs of frames alone.
+    pub(super) ram: Option<&'a Ram>,
+    pub(super) frames: &'a Frames,
+}
+
+impl Reach<'_> {
+    fn ram_bytes(&self) -> Option<&Mapping> {
+        self.ram.map(Ram::bytes)
+    }
+}
+
 /// Fills `to` from `runs`.
 pub(super) fn read(
-    memory: &PhysicalMemory,
+    memory: Reach<'_>,
     runs: &[PhysRun],
     to: &mut [u8],
 ) -> Result<(), BusError> {
@@ -61,7 +75,7 @@ pub(super) fn read(
         let bytes = to.get_mut(first.bytes.start..last.bytes.end).ok_or(error)?;
         let done = match (&first.place, first.space()) {
             (_, Some(space)) => space.access().read(&spans(group), bytes).ok(),
-            (Place::Ram(offset), _) => memory.ram.bytes().read(*offset, bytes),
+            (Place::Ram(offset), _) => memory.ram_bytes().and_then(|ram| ram.read(*offset, bytes)),
             (Place::Chunk(chunk, offset), _) => match chunk.backing() {
                 Backing::File(file) => file.read(chunk.mapping(), chunk.index(), *offset, bytes),
                 Backing::Private(_) => None,
@@ -74,7 +88,7 @@ pub(super) fn read(
 
 /// Stores `from` to `runs`.
 pub(super) fn write(
-    memory: &PhysicalMemory,
+    memory: Reach<'_>,
     runs: &[PhysRun],
     from: &[u8],
 ) -> Result<(), BusError> {
@@ -85,7 +99,7 @@ pub(super) fn write(
         let bytes = from.get(first.bytes.start..last.bytes.end).ok_or(error)?;
         let done = match (&first.place, first.space()) {
             (_, Some(space)) => space.access().write(&spans(group), bytes).ok(),
-            (Place::Ram(offset), _) => memory.ram.bytes().write(*offset, bytes),
+            (Place::Ram(offset), _) => memory.ram_bytes().and_then(|ram| ram.write(*offset, bytes)),
             (Place::Chunk(chunk, offset), _) => match chunk.backing() {
                 Backing::File(file) => file.write(chunk.mapping(), chunk.index(), *offset, bytes),
                 Backing::Private(_) => None,
@@ -98,7 +112,7 @@ pub(super) fn write(
 
 /// Stores bytes of a file to `runs`.
 pub(super) fn write_from(
-    memory: &PhysicalMemory,
+    memory: Reach<'_>,
     runs: &[PhysRun],
     from: &FileBytes<'_>,
 ) -> Result<(), BusError> {
@@ -108,7 +122,7 @@ pub(super) fn write_from(
         let part = first.bytes.start..last.bytes.end;
         let done = file_part(from, part).and_then(|from| match (&first.place, first.space()) {
             (_, Some(space)) => mapped::send(space.access().number()?, from.mapped, &spans(group)),
-            (Place::Ram(offset), _) => memory.ram.bytes().write_from(*offset, &from),
+            (Place::Ram(offset), _) => memory.ram_bytes()?.write_from(*offset, &from),
             (Place::Chunk(chunk, offset), _) => match chunk.backing() {
                 Backing::File(file) => {
                     file.write_from(chunk.mapping(), chunk.index(), *offset, &from)
@@ -131,14 +145,14 @@ fn file_part<'a>(whole: &FileBytes<'a>, part: Range<usize>) -> Option<FileBytes<
 }
 
 /// Cuts runs where the way to the bytes changes. The lengths must add up to `len`.
-fn pieces(memory: &PhysicalMemory, runs: &[PhysRun], len: usize) -> Result<Vec<Piece>, BusError> {
+fn pieces(memory: Reach<'_>, runs: &[PhysRun], len: usize) -> Result<Vec<Piece>, BusError> {
     let mut pieces = Vec::with_capacity(runs.len());
     let mut done = 0_usize;
     for run in runs {
         let (mut at, mut left) = (run.start, run.len);
         while left > 0 {
             let error = BusError { at };
-            let (place, part) = match memory.ram.offset(at) {
+            let (place, part) = match memory.ram.and_then(|ram| ram.offset(at)) {
                 Some(offset) => (Place::Ram(offset), left),
                 None => {
                     let (chunk, offset) = memory.frames.locate(at).ok_or(error)?;

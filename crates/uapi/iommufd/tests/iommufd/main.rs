@@ -9,11 +9,14 @@
 
 mod common;
 
+mod access;
 mod accounting;
 mod against_a_model;
 mod attach;
 mod containers;
+mod dirty;
 mod dispatch;
+mod dma_buf;
 mod hwpt;
 mod ioas;
 mod threads;

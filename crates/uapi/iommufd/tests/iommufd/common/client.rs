@@ -29,6 +29,41 @@ pub(crate) struct Books {
     /// Pins that succeed before all fail.
     pub(crate) pins_left: Option<u32>,
     pub(crate) charged: HashMap<Accounting, u64>,
+    /// Whether the frame of each page lies before that of the page before.
+    pub(crate) scattered: bool,
+    /// What was written, by physical address; all else is 0.
+    bytes: HashMap<u64, u8>,
+}
+
+impl Books {
+    /// The frame of page `n`.
+    fn frame(&self, n: u64) -> u64 {
+        PHYS + PAGE * if self.scattered { VA_PAGES - 1 - n } else { n }
+    }
+
+    /// Whether the frames in `runs` are pinned: their physical addresses, byte by byte.
+    fn pinned_bytes(&self, runs: &[PhysRun]) -> Result<Vec<u64>, Errno> {
+        let all = runs.iter().flat_map(|run| run.start.get()..run.start.get() + run.len);
+        let pinned = |at: &u64| self.pins.contains_key(&(at & !(PAGE - 1)));
+        let all: Vec<u64> = all.collect();
+        if all.iter().all(pinned) { Ok(all) } else { Err(Errno::EFAULT) }
+    }
+
+    fn read(&self, runs: &[PhysRun], to: &mut [u8]) -> Result<(), Errno> {
+        let from = self.pinned_bytes(runs)?;
+        assert_eq!(from.len(), to.len());
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = self.bytes.get(&from).copied().unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, runs: &[PhysRun], from: &[u8]) -> Result<(), Errno> {
+        let to = self.pinned_bytes(runs)?;
+        assert_eq!(from.len(), to.len());
+        self.bytes.extend(to.into_iter().zip(from.iter().copied()));
+        Ok(())
+    }
 }
 
 pub(crate) struct FakeMm {
@@ -43,8 +78,23 @@ impl FakeMm {
 
     /// How often the page at an address is pinned.
     pub(crate) fn pins(&self, va: u64) -> u32 {
-        let page = PHYS + (va - VA) / PAGE * PAGE;
-        self.books.lock().unwrap().pins.get(&page).copied().unwrap_or(0)
+        let books = self.books.lock().unwrap();
+        books.pins.get(&books.frame((va - VA) / PAGE)).copied().unwrap_or(0)
+    }
+
+    /// The process is gone: what is not pinned cannot be any more.
+    pub(crate) fn exit(&self) {
+        self.books.lock().unwrap().end = Some(VA);
+    }
+
+    /// Where the bytes from a virtual address on are, if they are there.
+    fn locate(books: &Books, va: u64, len: usize) -> Result<Vec<u64>, Errno> {
+        let end = books.end.unwrap_or(VA + VA_PAGES * PAGE);
+        if va < VA || va.checked_add(len as u64).is_none_or(|last| last > end) {
+            return Err(Errno::EFAULT);
+        }
+        let at = |va: u64| books.frame((va - VA) / PAGE) + va % PAGE;
+        Ok((va..va + len as u64).map(at).collect())
     }
 
     /// Pages that are pinned.
@@ -76,11 +126,15 @@ fn pin(books: &mut Books, base: u64, start: u64, len: u64) -> Result<Vec<PhysRun
     if let Some(left) = &mut books.pins_left {
         *left -= 1;
     }
-    let phys = PHYS + (start - base);
-    for page in (phys..phys + len).step_by(4096) {
-        *books.pins.entry(page).or_default() += 1;
+    let first = (start - base) / PAGE;
+    for page in first..first + len / PAGE {
+        *books.pins.entry(books.frame(page)).or_default() += 1;
     }
-    Ok(vec![PhysRun { start: PhysAddr::new(phys), len }])
+    if books.scattered {
+        let run = |page| PhysRun { start: PhysAddr::new(books.frame(page)), len: PAGE };
+        return Ok((first..first + len / PAGE).map(run).collect());
+    }
+    Ok(vec![PhysRun { start: PhysAddr::new(books.frame(first)), len }])
 }
 
 fn unpin(books: &mut Books, runs: &[PhysRun]) {
@@ -102,6 +156,14 @@ impl PinSource for FakeMm {
 
     fn unpin(&self, runs: &[PhysRun]) {
         unpin(&mut self.books.lock().unwrap(), runs);
+    }
+
+    fn read_frames(&self, runs: &[PhysRun], to: &mut [u8]) -> Result<(), Errno> {
+        self.books.lock().unwrap().read(runs, to)
+    }
+
+    fn write_frames(&self, runs: &[PhysRun], from: &[u8]) -> Result<(), Errno> {
+        self.books.lock().unwrap().write(runs, from)
     }
 }
 
@@ -136,12 +198,20 @@ impl Mm for FakeMm {
         self.books.lock().unwrap().pins.get(&at.get()).copied().unwrap_or(0)
     }
 
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {
-        Err(Errno::EFAULT)
+    fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Errno> {
+        let books = self.books.lock().unwrap();
+        let from = Self::locate(&books, at, to.len())?;
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = books.bytes.get(&from).copied().unwrap_or(0);
+        }
+        Ok(())
     }
 
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
-        Err(Errno::EFAULT)
+    fn write(&self, at: u64, from: &[u8]) -> Result<(), Errno> {
+        let mut books = self.books.lock().unwrap();
+        let to = Self::locate(&books, at, from.len())?;
+        books.bytes.extend(to.into_iter().zip(from.iter().copied()));
+        Ok(())
     }
 }
 
@@ -168,6 +238,14 @@ impl PinSource for FakeFile {
     fn unpin(&self, runs: &[PhysRun]) {
         unpin(&mut self.books.lock().unwrap(), runs);
     }
+
+    fn read_frames(&self, runs: &[PhysRun], to: &mut [u8]) -> Result<(), Errno> {
+        self.books.lock().unwrap().read(runs, to)
+    }
+
+    fn write_frames(&self, runs: &[PhysRun], from: &[u8]) -> Result<(), Errno> {
+        self.books.lock().unwrap().write(runs, from)
+    }
 }
 
 impl MemFile for FakeFile {
@@ -181,6 +259,8 @@ pub(crate) struct FakeClient {
     pub(crate) caps: Mutex<HashSet<Cap>>,
     pub(crate) limit: Mutex<u64>,
     pub(crate) files: Mutex<HashMap<i32, Option<Arc<FakeFile>>>>,
+    /// Files of the machine's own.
+    pub(crate) ours: Mutex<HashMap<i32, Arc<dyn OpenFile>>>,
     memory: Mutex<Vec<u8>>,
     /// Bytes of the scratch memory from here on cannot be written.
     pub(crate) read_only_from: Mutex<u64>,
@@ -197,6 +277,7 @@ impl FakeClient {
             caps: Mutex::default(),
             limit: Mutex::new(u64::MAX),
             files: Mutex::default(),
+            ours: Mutex::default(),
             memory: Mutex::new(vec![0; SCRATCH_LEN]),
             read_only_from: Mutex::new(u64::MAX),
         }
@@ -222,12 +303,18 @@ impl FakeClient {
 
 impl Client for FakeClient {
     fn read(&self, from: u64, to: &mut [u8]) -> Result<(), Errno> {
+        if from >= VA {
+            return self.mm.read(from, to);
+        }
         let span = Self::span(from, to.len())?;
         to.copy_from_slice(&self.memory.lock().unwrap()[span]);
         Ok(())
     }
 
     fn write(&self, to: u64, from: &[u8]) -> Result<(), Errno> {
+        if to >= VA {
+            return self.mm.write(to, from);
+        }
         let span = Self::span(to, from.len())?;
         if to + from.len() as u64 > *self.read_only_from.lock().unwrap() {
             return Err(Errno::EFAULT);
@@ -248,8 +335,8 @@ impl Client for FakeClient {
         Arc::<FakeMm>::clone(&self.mm)
     }
 
-    fn file(&self, _: i32) -> Option<Arc<dyn OpenFile>> {
-        None
+    fn file(&self, fd: i32) -> Option<Arc<dyn OpenFile>> {
+        self.ours.lock().unwrap().get(&fd).cloned()
     }
 
     fn mem_file(&self, fd: i32) -> Result<Arc<dyn MemFile>, Errno> {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, Weak};
 
 use lychgate_iommu::{
-    AllocError, AllocFlags, AttachError, Capability, Domain, Driver, Geometry, HwInfo, MapError,
-    PagingDomain, ProbeError, ReservedRegion, UserData,
+    AllocError, AllocFlags, AttachError, Capability, DirtyBits, DirtyTracking, Domain, Driver,
+    Geometry, HwInfo, MapError, PagingDomain, ProbeError, ReservedRegion, UserData,
 };
-use lychgate_types::{Iova, PhysAddr, PhysRun, Prot, RequesterId};
+use lychgate_types::{Errno, Iova, PhysAddr, PhysRun, Prot, RequesterId};
 
 /// What the driver's next domains are and what shall go wrong.
 pub(crate) struct Plan {
@@ -104,6 +104,7 @@ impl Driver for FakeDriver {
             device: device.get(),
             geometry: plan.geometry,
             leaves: Mutex::default(),
+            tracked: flags.dirty.then(Mutex::default),
             plan: Arc::downgrade(&self.plan),
         });
         plan.domains.push(Arc::downgrade(&domain));
@@ -129,7 +130,16 @@ pub(crate) struct FakeDomain {
     geometry: Geometry,
     /// First IOVA to length, physical address and permissions.
     pub(crate) leaves: Mutex<BTreeMap<u64, (u64, u64, Prot)>>,
+    /// For a domain that tracks dirty pages.
+    tracked: Option<Mutex<Tracked>>,
     plan: Weak<Mutex<Plan>>,
+}
+
+#[derive(Default)]
+struct Tracked {
+    enabled: bool,
+    /// First IOVAs of leaves.
+    dirty: BTreeSet<u64>,
 }
 
 impl FakeDomain {
@@ -141,6 +151,14 @@ impl FakeDomain {
             (0..len / granule).map(move |n| (iova + n * granule, phys + n * granule))
         });
         pages.collect()
+    }
+
+    /// A device writes at an IOVA.
+    pub(crate) fn write(&self, iova: u64) {
+        let leaves = self.leaves.lock().unwrap();
+        let (first, leaf) = leaves.range(..=iova).next_back().unwrap();
+        assert!(iova - first < leaf.0);
+        self.tracked.as_ref().unwrap().lock().unwrap().dirty.insert(*first);
     }
 
     /// Lengths of the leaves, in order.
@@ -212,7 +230,45 @@ impl PagingDomain for FakeDomain {
         true
     }
 
+    fn dirty(&self) -> Option<&dyn DirtyTracking> {
+        self.tracked.is_some().then_some(self as &dyn DirtyTracking)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+impl DirtyTracking for FakeDomain {
+    fn set_dirty_tracking(&self, enable: bool) -> Result<(), Errno> {
+        self.tracked.as_ref().unwrap().lock().unwrap().enabled = enable;
+        Ok(())
+    }
+
+    fn read_and_clear_dirty(
+        &self,
+        iova: Iova,
+        len: u64,
+        bits: DirtyBits,
+        dirty: &mut dyn FnMut(Iova, u64),
+    ) -> Result<(), Errno> {
+        let leaves = self.leaves.lock().unwrap();
+        let mut tracked = self.tracked.as_ref().unwrap().lock().unwrap();
+        if !tracked.enabled {
+            return Err(Errno::EINVAL);
+        }
+        let (first, last) = (iova.get(), iova.get() + (len - 1));
+        for (at, (len, ..)) in
+            leaves.range(..=last).filter(|(at, leaf)| **at + (leaf.0 - 1) >= first)
+        {
+            let was = match bits {
+                DirtyBits::Clear => tracked.dirty.remove(at),
+                DirtyBits::Keep => tracked.dirty.contains(at),
+            };
+            if was {
+                dirty(Iova::new(*at), *len);
+            }
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! A machine made of plain maps that check whatever is done to them and fail when asked to.
 
 mod client;
+mod dma_buf;
 mod iommu;
 
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,7 @@ use lychgate_iommufd::{
 use lychgate_types::{Bdf, Errno, RequesterId};
 
 pub(crate) use client::{FakeClient, FakeFile, FakeMm, PHYS, SCRATCH, VA};
+pub(crate) use dma_buf::{BAR, FakeDmaBuf, FakeDmaBufFile};
 pub(crate) use iommu::FakeDriver;
 
 pub(crate) const PAGE: u64 = 4096;
