@@ -104,15 +104,48 @@ impl Caches {
         self.interrupts.insert(device.get(), Span::around(index, 0), irte);
     }
 
+    /// Forgets every device table entry for which `keep` is false.
+    pub(super) fn retain_devices(&self, mut keep: impl FnMut(RequesterId, Dte) -> bool) {
+        self.devices.retain(|(), span, dte| match u16::try_from(span.start) {
+            Ok(device) => keep(RequesterId::new(device), *dte),
+            Err(_) => false,
+        });
+    }
+
+    /// Forgets every interrupt entry for which `keep` is false.
+    pub(super) fn retain_interrupts(
+        &self,
+        mut keep: impl FnMut(RequesterId, u64, CachedIrte) -> bool,
+    ) {
+        self.interrupts
+            .retain(|device, span, irte| keep(RequesterId::new(device), span.start, *irte));
+    }
+
     /// INVALIDATE_DEVTAB_ENTRY: the device table entry, and nothing that was found through it.
     pub(super) fn forget_device(&self, device: RequesterId) {
         let id = u64::from(device.get());
         self.devices.invalidate((), id, id);
     }
 
-    /// INVALIDATE_IOMMU_PAGES with GN = 0.
-    pub(super) fn forget_pages(&self, domain: u16, block: Block, directories: bool) {
-        self.leaves.invalidate(domain, block.start, block.last());
+    /// INVALIDATE_IOMMU_PAGES with GN = 0. `gone` hears of the first address of each translation, if
+    /// the model checks its driver.
+    pub(super) fn forget_pages(
+        &self,
+        domain: u16,
+        block: Block,
+        directories: bool,
+        gone: Option<&mut dyn FnMut(u64)>,
+    ) {
+        match gone {
+            None => self.leaves.invalidate(domain, block.start, block.last()),
+            Some(gone) => self.leaves.retain(|tag, span, _| {
+                let goes = tag == domain && span.intersects(block.start, block.last());
+                if goes {
+                    gone(span.start);
+                }
+                !goes
+            }),
+        }
         if directories {
             self.directories.invalidate(domain, block.start, block.last());
         }

@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use lychgate_types::{PhysAddr, RequesterId};
 
 use super::registers::Registers;
+use super::ring::Ring;
 use super::{AmdVi, Settings};
 use crate::spec::command::{
     COMPLETE_PPR_REQUEST, COMPLETION_WAIT, INVALIDATE_DEVTAB_ENTRY, INVALIDATE_INTERRUPT_TABLE,
@@ -16,6 +17,7 @@ use crate::spec::command::{
     PRG_FAILURE, PRG_INVALID, PRG_SUCCESS,
 };
 use crate::spec::event::{COMMAND_HARDWARE_ERROR, HARDWARE_MASTER_ABORT, ILLEGAL_COMMAND_ERROR};
+use crate::spec::registers::RING_ENTRY_BYTES;
 use crate::spec::{Command, Event};
 
 /// Why fetching stops at a command.
@@ -37,6 +39,7 @@ impl AmdVi {
         // From here on no request is on its way, until the last of these commands is done.
         let settings = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut head = ring.offset(ring.head);
+        let tail = self.last_due(&ring, head, tail);
         while head != tail {
             let at = ring.entry(head);
             if let Err(halt) = self.run_at(&settings, registers, at) {
@@ -56,6 +59,26 @@ impl AmdVi {
             head = ring.next(head);
         }
         registers.commands.head = head;
+        self.refetch(&settings);
+    }
+
+    /// The end of the commands that have to be carried out now. All of them, unless the model checks
+    /// its driver: nothing promises that a command is done before a COMPLETION_WAIT behind it is
+    /// (2.4.1), so what stands behind the last one waits for the next, unless the ring fills up.
+    fn last_due(&self, ring: &Ring, head: u64, tail: u64) -> u64 {
+        if !self.ledger.as_ref().is_some_and(|ledger| ledger.checking.late_commands) {
+            return tail;
+        }
+        let (mut at, mut due, mut waiting) = (head, head, 0u64);
+        while at != tail {
+            let opcode = self.memory.load_u64(ring.entry(at)).map(|word| word >> 60);
+            at = ring.next(at);
+            waiting += RING_ENTRY_BYTES;
+            if opcode.is_err() || opcode == Ok(COMPLETION_WAIT) || waiting > ring.bytes() / 2 {
+                due = at;
+            }
+        }
+        due
     }
 
     fn run_at(
@@ -85,13 +108,23 @@ impl AmdVi {
             }
             INVALIDATE_DEVTAB_ENTRY => {
                 self.caches.forget_device(device);
+                if let Some(ledger) = &self.ledger {
+                    ledger.invalidated_entry(device);
+                }
                 Ok(())
             }
             INVALIDATE_IOMMU_PAGES => {
                 // Guest translations (GN) do not exist without GTSup.
                 if !command.gn() {
                     let domain = (command.domain_id() & 0xffff) as u16;
-                    self.caches.forget_pages(domain, command.block(), command.pde());
+                    let (block, pde) = (command.block(), command.pde());
+                    match &self.ledger {
+                        None => self.caches.forget_pages(domain, block, pde, None),
+                        Some(ledger) => {
+                            let mut gone = |at| ledger.invalidated(domain, at);
+                            self.caches.forget_pages(domain, block, pde, Some(&mut gone));
+                        }
+                    }
                 }
                 Ok(())
             }

@@ -36,13 +36,20 @@ impl AmdVi {
         if let Some(dte) = self.caches.device(device) {
             return Ok(dte);
         }
-        let offset = u64::from(device.get()) * BYTES;
-        if offset >= (settings.device_table.size() + 1) * 4096 {
-            return Err(NoEntry::BeyondTable);
-        }
-        let dte = self.fetch_entry(settings.device_table.base().wrapping_add(offset))?;
+        let dte = self.entry_in_memory(settings, device)?;
         self.caches.insert_device(device, dte);
+        self.note_device(settings, device, dte);
         Ok(dte)
+    }
+
+    /// The entry of a device as it is in memory.
+    pub(super) fn entry_in_memory(
+        &self,
+        settings: &Settings,
+        device: RequesterId,
+    ) -> Result<Dte, NoEntry> {
+        let at = entry_at(settings, device).ok_or(NoEntry::BeyondTable)?;
+        self.fetch_entry(at)
     }
 
     /// As [`AmdVi::device_entry`] for a request, whose failure is an event: IO_PAGE_FAULT beyond
@@ -116,6 +123,13 @@ impl AmdVi {
         }
         Ok(())
     }
+}
+
+/// Where the entry of a device is; `None` beyond the table.
+pub(super) fn entry_at(settings: &Settings, device: RequesterId) -> Option<PhysAddr> {
+    let offset = u64::from(device.get()) * BYTES;
+    let there = offset < (settings.device_table.size() + 1) * 4096;
+    there.then(|| settings.device_table.base().wrapping_add(offset))
 }
 
 /// Greatest Mode: HATS 0 to 2 are four to six levels, 3 is no host translation.

@@ -125,23 +125,17 @@ impl AmdVi {
         index: u64,
     ) -> Result<Mapping, BusError> {
         let cached = self.caches.interrupt(device, index);
-        if !settings.control.ga_en() {
-            if let Some(CachedIrte::Short(irte)) = cached {
-                return Ok(Mapping::short(irte));
-            }
-            // The words of the table are 64 bits; an entry is half of one.
-            let at = dte.int_table_root().wrapping_add(index * BYTES_32);
-            let word = self.memory.load_u64(at.align_down(8))?;
-            let half = if at.is_aligned(8) { word } else { word >> 32 };
-            let irte = Irte32([half & 0xffff_ffff]);
-            self.caches.insert_interrupt(device, index, CachedIrte::Short(irte));
+        let wide = settings.control.ga_en();
+        if let (Some(CachedIrte::Short(irte)), false) = (cached, wide) {
             return Ok(Mapping::short(irte));
         }
+        let now = self.interrupt_in_memory(settings, dte, index);
         let xt = settings.control.xt_en();
-        let at = dte.int_table_root().wrapping_add(index * BYTES_128);
-        let now = self.fetch_irte(at);
-        if let Some(CachedIrte::Long(irte)) = cached {
-            let destination = now.unwrap_or(irte);
+        if let (Some(CachedIrte::Long(irte)), true) = (cached, wide) {
+            let destination = match now {
+                Ok(CachedIrte::Long(now)) => now,
+                _ => irte,
+            };
             return Ok(Mapping::long(
                 irte.with_destination_low(destination.destination_low())
                     .with_destination_high(destination.destination_high()),
@@ -149,8 +143,29 @@ impl AmdVi {
             ));
         }
         let irte = now?;
-        self.caches.insert_interrupt(device, index, CachedIrte::Long(irte));
-        Ok(Mapping::long(irte, xt))
+        self.caches.insert_interrupt(device, index, irte);
+        Ok(match irte {
+            CachedIrte::Short(irte) => Mapping::short(irte),
+            CachedIrte::Long(irte) => Mapping::long(irte, xt),
+        })
+    }
+
+    /// Entry `index` of the device's table as it is in memory.
+    pub(super) fn interrupt_in_memory(
+        &self,
+        settings: &Settings,
+        dte: Dte,
+        index: u64,
+    ) -> Result<CachedIrte, BusError> {
+        if settings.control.ga_en() {
+            let at = dte.int_table_root().wrapping_add(index * BYTES_128);
+            return self.fetch_irte(at).map(CachedIrte::Long);
+        }
+        // The words of the table are 64 bits; an entry is half of one.
+        let at = dte.int_table_root().wrapping_add(index * BYTES_32);
+        let word = self.memory.load_u64(at.align_down(8))?;
+        let half = if at.is_aligned(8) { word } else { word >> 32 };
+        Ok(CachedIrte::Short(Irte32([half & 0xffff_ffff])))
     }
 
     /// Reads a 128-bit entry as one access; see [`AmdVi::device_entry`].

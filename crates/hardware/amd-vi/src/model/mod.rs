@@ -10,6 +10,9 @@
 //! GV = 1 is an illegal device table entry), ATS and page requests, device table segments, the
 //! guest virtual APIC, SNP, the hardware vIOMMU and performance counters.
 //!
+//! With [`Config::checking`] the model checks its driver: it is as unhelpful as the specification
+//! allows, and [`lychgate_model::Audit::audit`] gives every copy that the tables contradict.
+//!
 //! # What waits for what
 //!
 //! Every request holds the gate for reading from the look at its device table entry until its
@@ -18,8 +21,10 @@
 //! whose result could be stored after it. Events are logged and interrupts sent when nothing is
 //! held: their handlers come back through the registers.
 
+pub use audit::rules;
 pub use function::CAPABILITY_OFFSET;
 
+mod audit;
 mod cached;
 mod commands;
 mod device_table;
@@ -40,13 +45,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use lychgate_model::{
-    Aborted, Access, ConfigSpace, FaultAccess, FaultObserver, FaultRecord, IommuPort, Msi, Policy,
-    Translation,
+    Aborted, Access, Checking, ConfigSpace, FaultAccess, FaultObserver, FaultRecord, IommuPort,
+    Msi, Policy, Translation,
 };
 use lychgate_types::{BusError, Iova, Memory, Mmio, Pasid, PhysAddr, PhysRun, RequesterId};
 
 use crate::spec::registers::{DeviceTableBase, XtInterrupt};
 use crate::spec::{Control, Efr, Efr2};
+use audit::Ledger;
 use cached::Caches;
 use fault::Fault;
 use registers::Registers;
@@ -69,6 +75,9 @@ pub struct Config {
     pub va_bits: u8,
     /// Whether devices may have IOTLBs (the capability's IotlbSup): INVALIDATE_IOTLB_PAGES exists.
     pub iotlb_sup: bool,
+    /// Whether the model checks its driver ([`lychgate_model::Audit`]): it is then as unhelpful as it
+    /// may be, and remembers where its copies came from. Makes sense with [`Policy::Adversarial`].
+    pub checking: Option<Checking>,
     /// Where the firmware put the registers, a multiple of 16 KiB; locked if not 0.
     pub mmio_base: PhysAddr,
 }
@@ -90,6 +99,7 @@ impl Default for Config {
             pa_bits: 52,
             va_bits: 64,
             iotlb_sup: true,
+            checking: None,
             mmio_base: PhysAddr::new(0),
         }
     }
@@ -129,6 +139,8 @@ pub struct AmdVi {
     registers: Mutex<Registers>,
     gate: RwLock<Settings>,
     caches: Caches,
+    /// What a checking model remembers.
+    ledger: Option<Ledger>,
     config_space: Mutex<ConfigSpace>,
 }
 
@@ -164,6 +176,7 @@ impl AmdVi {
             registers: Mutex::new(Registers::new(&config)),
             gate: RwLock::default(),
             caches: Caches::new(config.policy),
+            ledger: config.checking.map(Ledger::new),
             config_space: Mutex::new(function::config_space()),
         }
     }

@@ -32,6 +32,11 @@ impl Ring {
         self.base
     }
 
+    /// Its size in bytes; 0 for a reserved length, with which it never runs.
+    pub(super) fn bytes(&self) -> u64 {
+        self.base.bytes().unwrap_or(0)
+    }
+
     /// A write of the base register: ignored while the ring runs, else it zeroes both pointers.
     pub(super) fn write_base(&mut self, value: u64) {
         if !self.running {

@@ -1,6 +1,6 @@
 //! The host page tables (AMD 48882 2.2.3).
 
-use lychgate_model::{FaultCause, Span};
+use lychgate_model::{CacheKind, FaultCause, Span};
 use lychgate_types::PhysAddr;
 
 use super::cached::{Allowed, Directory, Leaf};
@@ -13,8 +13,8 @@ use crate::spec::host_page_table::{
 };
 use crate::spec::{Dte, Entry};
 
-/// Entries below the root, at most.
-const LEVELS: usize = 6;
+/// Levels, at most.
+pub(super) const LEVELS: usize = 6;
 
 /// How often a walk starts again because an entry changed under it.
 const RETRIES: usize = 8;
@@ -27,14 +27,34 @@ struct Found {
     span: Span,
     leaf: Leaf,
     /// The entries that were read, the page's last.
-    path: [Step; LEVELS],
-    steps: usize,
+    path: Path,
 }
 
+/// The entries that a walk read, in order.
 #[derive(Clone, Copy, Default)]
-struct Step {
-    at: u64,
-    word: u64,
+pub(super) struct Path {
+    steps: [Step; LEVELS],
+    len: usize,
+}
+
+/// One entry as it was read.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Step {
+    pub(super) at: u64,
+    pub(super) word: u64,
+}
+
+impl Path {
+    pub(super) fn push(&mut self, step: Step) {
+        if let Some(free) = self.steps.get_mut(self.len) {
+            *free = step;
+            self.len += 1;
+        }
+    }
+
+    pub(super) fn steps(&self) -> &[Step] {
+        self.steps.get(..self.len).unwrap_or(&[])
+    }
 }
 
 /// An entry changed between its read and the update of its access bits.
@@ -59,6 +79,7 @@ impl AmdVi {
                 // A write to a page that is clean must go by the tables and set D.
                 let usable = !refused && (leaf.dirty || !track_dirty);
                 if usable {
+                    self.note_use(dte, (requested.requester, requested.write), span, *leaf, at);
                     at = runs.push_page(span, leaf.page, at, last);
                 }
                 usable
@@ -99,6 +120,9 @@ impl AmdVi {
                 }
             }
             self.caches.leaves.insert(domain(dte), found.span, found.leaf);
+            let requester = requested.requester;
+            self.note_fill(CacheKind::Leaf, requester, dte, found.span, &found.path);
+            self.fetch_beside(requester, dte, at);
             if !permitted {
                 return Err(denied(dte, requested, at));
             }
@@ -120,8 +144,7 @@ impl AmdVi {
         };
         let cached = self.caches.directories.lookup(domain(dte), at);
         let mut directory = cached.map_or(root, |(_, directory)| directory);
-        let mut path = [Step::default(); LEVELS];
-        let mut steps = 0;
+        let mut path = Path::default();
         loop {
             let level = directory.level;
             let index = at >> level_shift(level) & (ENTRIES - 1);
@@ -130,10 +153,7 @@ impl AmdVi {
                 .memory
                 .load_u64(entry_at)
                 .map_err(|error| Fault::table(requested, dte, at, error.at))?;
-            if let Some(step) = path.get_mut(steps) {
-                *step = Step { at: entry_at.get(), word };
-                steps += 1;
-            }
+            path.push(Step { at: entry_at.get(), word });
             let entry = Entry([word]);
             if !entry.pr() {
                 return Err(fault(FaultCause::NotPresent, Flags::NONE));
@@ -148,7 +168,7 @@ impl AmdVi {
                         return Err(fault(FaultCause::BadEntry, Flags::BAD));
                     };
                     let leaf = Leaf { page, allowed, dirty: entry.d() };
-                    return Ok(Found { span, leaf, path, steps });
+                    return Ok(Found { span, leaf, path });
                 }
                 next => u32::try_from(next).unwrap_or(0),
             };
@@ -161,13 +181,14 @@ impl AmdVi {
             directory = Directory { table: entry.address(), level: next, allowed };
             let span = Span::around(at, order(reach(next)));
             self.caches.directories.insert(domain(dte), span, directory);
+            self.note_fill(CacheKind::Directory, requested.requester, dte, span, &path);
         }
     }
 
     /// Sets A in every entry of the walk, and D in the page's if `dirty`; `Err` where memory does
     /// not answer.
     fn mark(&self, found: &mut Found, dirty: bool) -> Result<Result<(), Changed>, PhysAddr> {
-        let Some((leaf, above)) = found.path.get(..found.steps).and_then(<[_]>::split_last) else {
+        let Some((leaf, above)) = found.path.steps().split_last() else {
             return Ok(Ok(()));
         };
         let bits = if dirty { ACCESSED | DIRTY } else { ACCESSED };
@@ -188,7 +209,7 @@ impl AmdVi {
 
 /// The page that an entry of `level` names for `at`: the addresses it covers, and where it is.
 /// `None` for a size that the level cannot have.
-fn page_of(entry: Entry, level: u32, at: u64) -> Option<(Span, PhysAddr)> {
+pub(super) fn page_of(entry: Entry, level: u32, at: u64) -> Option<(Span, PhysAddr)> {
     let smallest = level_shift(level);
     // No page is as large as what an entry of level 6 covers.
     if level >= 6 {
@@ -204,7 +225,7 @@ fn page_of(entry: Entry, level: u32, at: u64) -> Option<(Span, PhysAddr)> {
 }
 
 /// The bits of `at` that belong to levels between `level` and `next`.
-fn skipped(at: u64, level: u32, next: u32) -> u64 {
+pub(super) fn skipped(at: u64, level: u32, next: u32) -> u64 {
     let below = reach(next).min(63);
     let above = level_shift(level);
     let bits = (1u64 << above.min(63)) - (1 << below.min(above));

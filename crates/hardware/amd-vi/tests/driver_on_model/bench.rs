@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use lychgate_amd_vi::spec::Command;
 use lychgate_amd_vi::spec::capability;
 use lychgate_amd_vi::spec::registers::{COMMAND_BUFFER_BASE, COMMAND_HEAD, COMMAND_TAIL, RingBase};
 use lychgate_amd_vi::{driver, model};
 use lychgate_iommu::{AllocFlags, Domain, Driver, FaultReport, FaultSink, PagingDomain};
-use lychgate_model::{Access, IommuPort, Msi, PciFunction, Policy, Translation};
+use lychgate_model::{Access, Audit, Checking, IommuPort, Msi, PciFunction, Policy, Translation};
 use lychgate_types::{
     HeapPages, Iova, Memory, Mmio, PhysAddr, PhysRun, Prot, RequesterId, StdLocks,
 };
@@ -30,9 +31,16 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// `DEVICE`, with `ALIAS`, and `OTHER` are probed.
+    /// `DEVICE`, with `ALIAS`, and `OTHER` are probed. An adversarial model checks the driver too.
     pub(crate) fn new(policy: Policy) -> Self {
-        Self::with(model::Config { policy, ..model::Config::default() })
+        let checking = (policy == Policy::Adversarial).then(Checking::default);
+        Self::with(model::Config { policy, checking, ..model::Config::default() })
+    }
+
+    /// Asserts that nothing is cached which the tables contradict.
+    pub(crate) fn assert_nothing_stale(&self) {
+        let findings = self.port.audit();
+        assert!(findings.is_empty(), "{findings:#?}");
     }
 
     pub(crate) fn with(config: model::Config) -> Self {
@@ -42,8 +50,12 @@ impl Bench {
         let msi = Arc::new(move |msi| raised.lock().unwrap().push(msi));
         let port = Arc::new(model::AmdVi::new(config, memory.clone(), msi));
         enable_msi(&*port);
-        let meddler =
-            Arc::new(Meddler { port: port.clone(), memory: memory.clone(), armed: Mutex::new(0) });
+        let meddler = Arc::new(Meddler {
+            port: port.clone(),
+            memory: memory.clone(),
+            armed: Mutex::new(0),
+            mutation: Mutex::default(),
+        });
         let sink = Arc::new(Sink::default());
         let block = capability(&*port, capability::CAP_ID);
         let config = driver::Config {
@@ -179,9 +191,39 @@ pub(crate) struct Meddler {
     port: Arc<model::AmdVi>,
     memory: Arc<HeapPages>,
     armed: Mutex<usize>,
+    mutation: Mutex<Option<Mutation>>,
 }
 
+/// Gives what the model shall see instead of the command of this number.
+pub(crate) type Mutation = Box<dyn FnMut(usize, Command) -> Command + Send>;
+
 impl Meddler {
+    /// Changes commands on their way, from the next submission on. The numbers begin at 0.
+    pub(crate) fn mutate(&self, mut mutation: Mutation) {
+        let mut number = 0;
+        *self.mutation.lock().unwrap() = Some(Box::new(move |_, command| {
+            number += 1;
+            mutation(number - 1, command)
+        }));
+    }
+
+    /// Applies the mutation to the commands that a new tail hands over.
+    fn apply(&self, tail: u64) {
+        let mut mutation = self.mutation.lock().unwrap();
+        let Some(mutation) = mutation.as_mut() else { return };
+        let ring = RingBase([self.port.read64(COMMAND_BUFFER_BASE)]);
+        let mut at = self.port.read64(COMMAND_TAIL);
+        while at != tail {
+            let words = [0, 8].map(|word| ring.base().wrapping_add(at + word));
+            let command = Command(words.map(|word| self.memory.load_u64(word).unwrap()));
+            let command = mutation(0, command);
+            for (word, value) in words.into_iter().zip(command.0) {
+                self.memory.store_u64(word, value).unwrap();
+            }
+            at = (at + 16) % ring.bytes().unwrap();
+        }
+    }
+
     /// The first command of each of the next `times` submissions becomes illegal.
     pub(crate) fn spoil(&self, times: usize) {
         *self.armed.lock().unwrap() = times;
@@ -211,6 +253,9 @@ impl Mmio for Meddler {
             self.memory.store_u64(at, 0xf << 60).unwrap();
         }
         drop(armed);
+        if offset == COMMAND_TAIL {
+            self.apply(value);
+        }
         self.port.write64(offset, value);
     }
 }

@@ -9,6 +9,7 @@
 mod bench;
 mod core;
 mod life;
+mod mutations;
 mod random;
 mod recovery;
 mod threads;

@@ -144,6 +144,7 @@ impl Pair {
                 self.dma(requester, (page << 12) | offset, len, write);
             }
         }
+        self.bench.assert_nothing_stale();
     }
 
     /// Looks at every page of every region with every requester.

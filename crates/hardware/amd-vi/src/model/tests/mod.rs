@@ -1,5 +1,6 @@
 //! The model from outside: registers, memory and requests, never its insides.
 
+mod auditing;
 mod caching;
 mod commands;
 mod device_table;
@@ -13,7 +14,7 @@ mod registers;
 
 use std::sync::{Arc, Mutex};
 
-use lychgate_model::{Access, FaultObserver, FaultRecord, IommuPort, Msi, Policy, Translation};
+use lychgate_model::{Access, Checking, FaultObserver, FaultRecord, IommuPort, Msi, Policy, Translation};
 use lychgate_types::{HeapPages, Iova, Memory, Mmio, Pages, Pasid, PhysAddr, PhysRun, RequesterId};
 
 use super::{AmdVi, Config};
@@ -58,6 +59,16 @@ impl Rig {
 
     fn adversarial() -> Self {
         Self::with(Config { policy: Policy::Adversarial, ..Config::default() })
+    }
+
+    /// One that checks its driver, at its own pace.
+    fn checking() -> Self {
+        let checking = Checking { fetch_ahead: false, late_commands: false };
+        Self::with(Config {
+            policy: Policy::Adversarial,
+            checking: Some(checking),
+            ..Config::default()
+        })
     }
 
     /// Registers programmed, nothing enabled.
