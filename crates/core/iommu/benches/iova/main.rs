@@ -1,9 +1,13 @@
 //! Nanoseconds per allocation and free of an IOVA, next to other allocators of ranges and to what two
-//! empty calls cost, in the same run: `cargo bench -p lychgate-iommu --bench iova`.
+//! empty calls cost, in the same run, and of a buffer through the DMA API, next to its page table
+//! alone: `cargo bench -p lychgate-iommu --bench iova`.
 //!
 //! Figures are medians over rounds in which all peers take turns. Lengths are rounded up to a power of
 //! two for all of them. The peers are not shared between threads, ours is. A word as argument picks
 //! workloads by a part of their names.
+
+mod buffers;
+mod tables;
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -298,4 +302,5 @@ fn main() {
         let (one, two) = (shared(order, 1), shared(order, 2));
         println!("{name:<22} {one:>7.2} {two:>7.2} {:>6.2}x", 2.0 * one / two);
     }
+    buffers::all(&picked);
 }
