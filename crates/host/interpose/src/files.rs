@@ -36,7 +36,7 @@ pub(crate) struct Opened {
     pub(crate) file: Arc<dyn OpenFile>,
     /// What it calls itself.
     pub(crate) name: String,
-    /// The device node that was opened, if it was one.
+    /// The path that was opened, of a device node or a text; `None` for an anonymous inode.
     pub(crate) node: Option<PathBuf>,
     /// The file position for `read` and `write`, in bytes.
     pub(crate) position: Mutex<u64>,

@@ -13,6 +13,9 @@
 //!   `poll`, and `pread` and `pwrite` past 1 TiB, where VFIO has all regions but the first, work as
 //!   ever, while `fstat`, `read` and `write` see the memory behind.
 //! * Files are released at their last reference in any process, memory mappings included.
+//! * Texts that the machine shows or takes ([`System::attribute`], [`System::fail_nth`]) are as the
+//!   kernel's are. Where a shell redirects to one by `dup2`, what it writes is taken at the close.
+//!   `/proc/PID/status` counts what the machine has pinned and locked of a process.
 //! * Paths are looked up in the machine's tree laid over the host's ([`System::tree`]), through links
 //!   in both. A directory that both have lists the names of both; each `open` sees them as they are
 //!   then.
@@ -25,6 +28,8 @@
 //! in the way.
 //!
 //! [`System::tree`]: lychgate_machine::System::tree
+//! [`System::attribute`]: lychgate_machine::System::attribute
+//! [`System::fail_nth`]: lychgate_machine::System::fail_nth
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("lychgate-interpose knows the system calls of x86-64 Linux only");
@@ -46,6 +51,7 @@ mod server;
 mod space;
 mod supervisor;
 mod sys;
+mod text_file;
 mod trace;
 
 pub use command::{Command, ExitStatus};

@@ -46,7 +46,8 @@ impl Listings {
         machine: &Path,
         is_node: impl Fn(&Path) -> bool,
     ) -> io::Result<Option<PathBuf>> {
-        let mut names = entries(host)?;
+        // What the host shows to nobody but root does not hide what the machine adds.
+        let mut names = entries(host).unwrap_or_default();
         let mut adds = false;
         for (name, kind) in entries(machine)? {
             let kind = if is_node(&host.join(&name)) { FileType::CharacterDevice } else { kind };

@@ -35,8 +35,30 @@ pub(crate) enum Place {
     Both(PathBuf),
     /// To the descriptor of a thread by `/proc`: the thread as spelt, and the number.
     Descriptor(OsString, i32),
+    /// To a file in `/proc` that the machine has a say in: the process or thread as spelt.
+    Process(Who, ProcessFile),
     /// To an error.
     Wrong(Errno),
+}
+
+/// Of whom a file in `/proc` is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Who {
+    /// `self`, or the number of a process or thread.
+    Process(OsString),
+    /// `thread-self`.
+    ThisThread,
+    /// The number behind `task/`.
+    Thread(OsString),
+}
+
+/// The files in `/proc` that tell of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ProcessFile {
+    /// `status`, for what is pinned.
+    Status,
+    /// `fail-nth`.
+    FailNth,
 }
 
 /// How the end of a path is taken.
@@ -175,7 +197,8 @@ impl Paths {
             let (in_machine, in_host) =
                 levels.last().map_or((true, true), |level| (level.machine, level.host));
             if in_host && levels.is_empty() && name == "proc" {
-                return proc_descriptor(&rest)
+                return in_proc(&rest)
+                    .filter(|_| !must_be_directory)
                     .unwrap_or_else(|| host(through_machine, &levels, Some((&name, &rest))));
             }
             let at = join(&levels, &name);
@@ -248,15 +271,31 @@ fn host(through: bool, levels: &[Level], rest: Option<(&OsString, &VecDeque<OsSt
     Place::HostBy(path)
 }
 
-/// `self/fd/N`, `thread-self/fd/N` or `PID/fd/N` behind `/proc`.
-fn proc_descriptor(rest: &VecDeque<OsString>) -> Option<Place> {
+/// `WHO/fd/N`, `WHO/FILE` or `WHO/task/TID/FILE` behind `/proc`, where WHO is `self`, `thread-self` or
+/// a number.
+fn in_proc(rest: &VecDeque<OsString>) -> Option<Place> {
     let mut names = rest.iter();
     let who = names.next()?;
-    if names.next()? != "fd" {
-        return None;
+    let mut name = names.next()?.to_str()?;
+    if name == "fd" {
+        let fd = names.next()?.to_str()?.parse().ok()?;
+        return names.next().is_none().then(|| Place::Descriptor(who.clone(), fd));
     }
-    let fd = names.next()?.to_str()?.parse().ok()?;
-    names.next().is_none().then(|| Place::Descriptor(who.clone(), fd))
+    let who = if name == "task" {
+        let thread = names.next()?;
+        name = names.next()?.to_str()?;
+        Who::Thread(thread.clone())
+    } else if who == "thread-self" {
+        Who::ThisThread
+    } else {
+        Who::Process(who.clone())
+    };
+    let file = match name {
+        "status" => ProcessFile::Status,
+        "fail-nth" => ProcessFile::FailNth,
+        _ => return None,
+    };
+    names.next().is_none().then_some(Place::Process(who, file))
 }
 
 fn kind(path: &Path) -> Option<FileType> {

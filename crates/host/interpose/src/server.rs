@@ -2,6 +2,7 @@
 
 mod file;
 mod path;
+mod text;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -250,7 +251,7 @@ impl Server {
             | libc::SYS_writev
             | libc::SYS_pwritev
             | libc::SYS_pwritev2 => self.transfer(n),
-            libc::SYS_lseek => self.refuse_ours(n, Errno::ESPIPE),
+            libc::SYS_lseek => self.lseek(n),
             libc::SYS_ftruncate => self.refuse_ours(n, Errno::EINVAL),
             libc::SYS_fallocate => self.refuse_ours(n, Errno::ENODEV),
             libc::SYS_mmap => self.mmap(n),

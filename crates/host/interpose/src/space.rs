@@ -72,6 +72,12 @@ impl Space {
         current
     }
 
+    /// Whether it is that of the process of this number, asked while none of its calls is at hand.
+    pub(crate) fn is_of_process(&self) -> bool {
+        let same = self.by_number.load(Ordering::SeqCst) || Image::of(self.process) == self.image;
+        same && self.lives() && !self.is_gone()
+    }
+
     /// Whether anything of it is left.
     pub(crate) fn is_gone(&self) -> bool {
         // A kernel maps no page there; an address space that is gone gives 0 bytes instead of EIO.

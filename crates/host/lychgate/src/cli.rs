@@ -62,6 +62,11 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) enforce_memlock: bool,
 
+    /// Give the machine what the kernel's own tests of iommufd need: a mock IOMMU driven by
+    /// IOMMU_TEST_CMD, fault injection by fail-nth and debugfs, and, where this may be done, huge pages.
+    #[arg(long)]
+    pub(crate) selftest: bool,
+
     /// Do not report faults.
     #[arg(long, short)]
     pub(crate) quiet: bool,

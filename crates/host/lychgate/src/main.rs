@@ -4,6 +4,7 @@
 
 mod cli;
 mod demo;
+mod huge_pages;
 mod output;
 mod run;
 mod trace;

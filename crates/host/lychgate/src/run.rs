@@ -12,6 +12,7 @@ use lychgate_machine::{
 
 use crate::OWN_FAILURE;
 use crate::cli::{self, Color, MachineArgs, NamespaceArg, Run};
+use crate::huge_pages::HugePages;
 use crate::output::Output;
 use crate::trace::Printer;
 
@@ -52,13 +53,15 @@ impl From<interpose::Error> for Failure {
 /// Runs a program on a machine of its own.
 pub(crate) fn run(run: &Run, color: Color) -> Result<Ended, Failure> {
     let output = Arc::new(Output::new(run.output.as_deref(), color)?);
-    let mut builder = builder(&run.machine);
+    let mut builder = builder(&run.machine).selftest(run.selftest);
     if run.enforce_memlock {
         builder = builder.memlock(MemlockPolicy::Enforce);
     }
     if !run.quiet {
         builder = builder.on_fault(Arc::new(Reporter(Arc::clone(&output))));
     }
+    // Dropped at the end of the run.
+    let _pages = run.selftest.then(HugePages::lend);
     let (program, arguments) =
         run.program.split_first().ok_or_else(|| anyhow::anyhow!("no program to run"))?;
     let command = interpose::Command::new(program).args(arguments);

@@ -58,6 +58,7 @@ pub struct MachineBuilder {
     pub(crate) memlock: MemlockPolicy,
     pub(crate) endpoints: Vec<(Bdf, Endpoint)>,
     pub(crate) allow_unsafe_interrupts: bool,
+    pub(crate) selftest: bool,
     pub(crate) listener: Option<Arc<dyn FaultListener>>,
     pub(crate) scratch: Option<PathBuf>,
 }
@@ -71,6 +72,7 @@ impl Default for MachineBuilder {
             memlock: MemlockPolicy::default(),
             endpoints: Vec::new(),
             allow_unsafe_interrupts: true,
+            selftest: false,
             listener: None,
             scratch: None,
         }
@@ -132,6 +134,15 @@ impl MachineBuilder {
     #[must_use]
     pub fn allow_unsafe_interrupts(mut self, allow: bool) -> Self {
         self.allow_unsafe_interrupts = allow;
+        self
+    }
+
+    /// Whether the machine has what the kernel's own tests of iommufd need: the mock IOMMU behind
+    /// `IOMMU_TEST_CMD` (`CONFIG_IOMMUFD_TEST`), and fault injection (`CONFIG_FAULT_INJECTION`). It
+    /// has neither unless said otherwise.
+    #[must_use]
+    pub fn selftest(mut self, selftest: bool) -> Self {
+        self.selftest = selftest;
         self
     }
 

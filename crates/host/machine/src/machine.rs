@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lychgate_iommu::{Iommu, ReservedKind};
 use lychgate_iommufd::error::{Result, refuse};
 use lychgate_iommufd::{
-    Client, Config, Context, MemFile, Mm, NodeKind, Observer, OpenFile, SharedIommu,
+    Client, Config, Context, MemFile, Mm, NodeKind, Observer, OpenFile, Selftest,
+    SharedIommu,
+    fault_injection,
 };
 use lychgate_model::{PciFunction, Upstream};
 use lychgate_types::{Bdf, Errno};
@@ -18,6 +20,7 @@ use crate::builder::{BuildError, MachineBuilder};
 use crate::bus::Bus;
 use crate::client::AddressSpace;
 use crate::endpoints::{self, BarWindows};
+use crate::fault_injection::Injection;
 use crate::faults::Faults;
 use crate::interrupts::InterruptController;
 use crate::journal::{self, Journal};
@@ -25,6 +28,7 @@ use crate::memory::PhysicalMemory;
 use crate::platform::Platform;
 use crate::service::{Served, ServiceThread};
 use crate::system::{Call, Node, System};
+use crate::text::Text;
 use crate::topology::{self, Topology};
 use crate::tree::{Content, FunctionNode, IommuNode, Tree};
 
@@ -50,6 +54,8 @@ pub struct Machine {
     faults: Arc<Faults>,
     tree: Tree,
     allow_unsafe_interrupts: bool,
+    injection: Option<Injection>,
+    selftest: Option<Arc<Selftest>>,
 }
 
 impl Machine {
@@ -89,7 +95,10 @@ impl Machine {
             assembly.add(bdf, made, &topology, &platform)?;
         }
         faults.name_devices(assembly.names);
-        let content = content(assembly.functions, &assembly.vfio, &platform);
+        let injection = builder.selftest.then(Injection::new);
+        let selftest = builder.selftest.then(|| Selftest::new(Arc::clone(&memory) as _));
+        let mut content = content(assembly.functions, &assembly.vfio, &platform);
+        content.attributes = injection.as_ref().map_or_else(Vec::new, Injection::attributes);
         let tree = Tree::new(&content, builder.scratch.as_deref())
             .map_err(BuildError::host("write the tree of /dev and /sys"))?;
         Ok(Self {
@@ -103,6 +112,8 @@ impl Machine {
             faults,
             tree,
             allow_unsafe_interrupts: builder.allow_unsafe_interrupts,
+            injection,
+            selftest,
         })
     }
 
@@ -147,7 +158,13 @@ impl Machine {
         let observer: Arc<dyn Observer> = Arc::clone(&self.journal) as _;
         let allow_unsafe_interrupts = self.allow_unsafe_interrupts;
         let config = Config { node, device_number, allow_unsafe_interrupts };
-        Context::open(Arc::clone(&self.iommu), observer, config)
+        let iommu = Arc::clone(&self.iommu);
+        match &self.selftest {
+            None => Context::open(iommu, observer, config),
+            Some(selftest) => {
+                Context::open_with_selftest(iommu, observer, config, Arc::clone(selftest))
+            }
+        }
     }
 }
 
@@ -189,12 +206,26 @@ impl System for Machine {
         self.memory.mem_file(fd)
     }
 
+    fn attribute(&self, path: &Path) -> Option<Arc<dyn Text>> {
+        self.injection.as_ref()?.attribute(path.to_str()?)
+    }
+
+    fn fail_nth(&self, thread: u32) -> Option<Arc<dyn Text>> {
+        Some(self.injection.as_ref()?.fail_nth(thread))
+    }
+
     fn call_begins(&self, call: Call) {
+        if let Some(injection) = &self.injection {
+            fault_injection::decide_by(injection.of(call.thread));
+        }
         journal::call_begins(call);
     }
 
     fn call_ends(&self) {
         journal::call_ends();
+        if self.injection.is_some() {
+            fault_injection::decide_by(None);
+        }
     }
 }
 
@@ -304,6 +335,7 @@ fn content(functions: Vec<FunctionNode>, vfio: &Vfio, platform: &Platform) -> Co
             (CONTAINER_NODE.into(), device_node(Vfio::CONTAINER_DEVICE_NUMBER)),
         ],
         groups: vfio.groups().into_iter().map(group).collect(),
+        attributes: Vec::new(),
     }
 }
 

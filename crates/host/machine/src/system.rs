@@ -8,6 +8,7 @@ use lychgate_iommufd::{Client, MemFile, Mm, OpenFile, Result};
 use lychgate_types::Errno;
 
 use crate::client::AddressSpace;
+use crate::text::Text;
 
 /// A device node of the machine, as `stat` shows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +48,20 @@ pub trait System: Send + Sync {
 
     /// Opens a device node. `ENOENT` where there is none; else as its driver answers.
     fn open(&self, path: &Path, client: &dyn Client) -> Result<Arc<dyn OpenFile>>;
+
+    /// An attribute in the tree that can be written; `None` for one that is there to be read, and for
+    /// all else.
+    fn attribute(&self, path: &Path) -> Option<Arc<dyn Text>> {
+        let _ = path;
+        None
+    }
+
+    /// `/proc/PID/task/THREAD/fail-nth` of a client; `None` where programs cannot make the machine
+    /// fail.
+    fn fail_nth(&self, thread: u32) -> Option<Arc<dyn Text>> {
+        let _ = thread;
+        None
+    }
 
     /// Makes an address space known to the machine.
     fn mm(&self, space: Arc<dyn AddressSpace>) -> Arc<dyn Mm>;

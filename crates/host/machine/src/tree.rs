@@ -56,6 +56,8 @@ pub struct Content {
     pub nodes: Vec<(PathBuf, Node)>,
     /// The device nodes of the groups, by group number.
     pub groups: Vec<(u32, Node)>,
+    /// Attributes that can be written: absolute path, and what they show.
+    pub attributes: Vec<(String, String)>,
 }
 
 /// The tree on the host's file system. It ends with the value.
@@ -87,6 +89,9 @@ impl Tree {
         }
         for module in ["iommufd", "vfio", "vfio_iommu_type1", "vfio_pci"] {
             builder.directory(&format!("/sys/module/{module}"))?;
+        }
+        for (path, text) in &content.attributes {
+            builder.writable(path, text)?;
         }
         for (path, _) in &nodes {
             builder.file(&path.to_string_lossy(), b"")?;

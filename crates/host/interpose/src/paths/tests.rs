@@ -103,3 +103,20 @@ fn descriptors_in_proc_are_recognised() {
     assert_eq!(find("/proc/self/fd/7/x"), Place::Host);
     assert_eq!(find("/proc/self/fd"), Place::Host);
 }
+
+#[test]
+fn files_of_processes_are_recognised() {
+    let process = |name: &str| Who::Process(name.into());
+    for (path, who, file) in [
+        ("/proc/self/status", process("self"), ProcessFile::Status),
+        ("/proc/12/status", process("12"), ProcessFile::Status),
+        ("/proc/12/task/13/status", Who::Thread("13".into()), ProcessFile::Status),
+        ("/proc/thread-self/fail-nth", Who::ThisThread, ProcessFile::FailNth),
+        ("/proc/self/task/13/fail-nth", Who::Thread("13".into()), ProcessFile::FailNth),
+    ] {
+        assert_eq!(find(path), Place::Process(who, file), "{path}");
+    }
+    for path in ["/proc/self/status/x", "/proc/self/status/", "/proc/12/task/status", "/proc/12"] {
+        assert_eq!(find(path), Place::Host, "{path}");
+    }
+}

@@ -170,6 +170,30 @@ impl Server {
         }
     }
 
+    /// Only texts have a position that can be set, and an end that nobody knows.
+    pub(super) fn lseek(&self, n: &Notification) -> Answer {
+        let Ok(Some(found)) = self.files.find(n.pid, signed(n.args[0])) else {
+            return Answer::GoOn;
+        };
+        if !found.opened.node.as_ref().is_some_and(|path| self.is_text(path)) {
+            return Answer::Value(Err(Errno::ESPIPE));
+        }
+        let mut position = found.opened.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let base = match signed(n.args[2]) {
+            libc::SEEK_SET => Some(0),
+            libc::SEEK_CUR => i64::try_from(*position).ok(),
+            _ => None,
+        };
+        let to = base.and_then(|base| base.checked_add(n.args[1].cast_signed()));
+        match to.map(|to| (to, u64::try_from(to))) {
+            Some((to, Ok(new))) => {
+                *position = new;
+                Answer::Value(Ok(to))
+            }
+            _ => Answer::Value(Err(Errno::EINVAL)),
+        }
+    }
+
     /// What a character device refuses and the file behind our descriptor would not.
     pub(super) fn refuse_ours(&self, n: &Notification, errno: Errno) -> Answer {
         match self.files.find(n.pid, signed(n.args[0])) {

@@ -14,12 +14,12 @@ use super::{Answer, Called, Outcome, Server, low, signed};
 use crate::attributes::Attributes;
 use crate::caller::Caller;
 use crate::names;
-use crate::paths::{Last, Listing, Place};
+use crate::paths::{Last, Listing, Place, ProcessFile, Who};
 use crate::process;
 use crate::sys::notify::{At, Notification};
 
 /// Flags that a reopened file may have; the others act at the open itself.
-const KEPT: OFlags =
+pub(super) const KEPT: OFlags =
     OFlags::RDONLY.union(OFlags::WRONLY).union(OFlags::RDWR).union(OFlags::NONBLOCK);
 
 impl Server {
@@ -45,6 +45,7 @@ impl Server {
             }
             Place::Wrong(errno) => Answer::Value(Err(errno)),
             Place::Descriptor(who, fd) => self.open_descriptor(n, &who, fd, flags),
+            Place::Process(who, file) => self.open_process_file(n, &who, file, flags),
             Place::Machine(..) if exclusive => Answer::Value(Err(Errno::EEXIST)),
             Place::Machine(path, kind) => self.open_machine(n, &path, kind, flags),
         }
@@ -71,7 +72,6 @@ impl Server {
 
     fn open_machine(&self, n: &Notification, path: &Path, kind: FileType, flags: OFlags) -> Answer {
         let close_on_exec = flags.contains(OFlags::CLOEXEC);
-        let writes = flags.contains(OFlags::WRONLY) || flags.contains(OFlags::RDWR);
         // A descriptor that is only a place cannot be handed over: one for reading does instead.
         if flags.contains(OFlags::PATH) && matches!(kind, FileType::RegularFile) {
             if flags.contains(OFlags::DIRECTORY) {
@@ -81,9 +81,12 @@ impl Server {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
             return self.open_at(n, &self.paths.in_tree(path), flags, at, close_on_exec);
         }
+        if let Some(text) = self.system.attribute(path) {
+            return self.open_text(n, path, text, flags);
+        }
         match kind {
             FileType::Symlink => Answer::Value(Err(Errno::new(libc::ELOOP))),
-            FileType::Directory if writes || flags.contains(OFlags::CREATE) => {
+            FileType::Directory if writes(flags) || flags.contains(OFlags::CREATE) => {
                 Answer::Value(Err(Errno::new(libc::EISDIR)))
             }
             FileType::Directory => {
@@ -92,12 +95,29 @@ impl Server {
             }
             _ if flags.contains(OFlags::DIRECTORY) => Answer::Value(Err(Errno::ENOTDIR)),
             _ if self.system.node(path).is_some() => self.open_node(n, path, flags),
-            // Attributes of the machine are there to be read.
-            _ if writes => Answer::Value(Err(Errno::EACCES)),
+            // All other attributes of the machine are there to be read.
+            _ if writes(flags) => Answer::Value(Err(Errno::EACCES)),
             _ => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
                 self.open_at(n, &self.paths.in_tree(path), flags, At::Lowest, close_on_exec)
             }
+        }
+    }
+
+    fn open_process_file(
+        &self,
+        n: &Notification,
+        who: &Who,
+        file: ProcessFile,
+        flags: OFlags,
+    ) -> Answer {
+        // The kernel refuses to have its status written.
+        if file == ProcessFile::Status && writes(flags) {
+            return Answer::GoOn;
+        }
+        match self.process_file(n, who, file) {
+            Some((path, text)) => self.open_text(n, &path, text, flags),
+            None => Answer::GoOn,
         }
     }
 
@@ -121,7 +141,10 @@ impl Server {
         let Some(thread) = thread(n, who) else { return Answer::GoOn };
         match self.files.find(thread, fd) {
             Ok(Some(found)) => match &found.opened.node {
-                Some(path) => self.open_machine(n, path, FileType::RegularFile, flags),
+                Some(path) => match self.paths.look_up(|| None, path.as_os_str(), Last::Follow) {
+                    Place::Process(who, file) => self.open_process_file(n, &who, file, flags),
+                    _ => self.open_machine(n, path, FileType::RegularFile, flags),
+                },
                 // An anonymous inode cannot be opened.
                 None => Answer::Value(Err(Errno::ENXIO)),
             },
@@ -251,6 +274,9 @@ impl Server {
                     thread(n, &who).and_then(|thread| self.attributes_of_file(thread, fd)).map(Ok)
                 }
                 Place::Descriptor(..) => None,
+                Place::Process(who, file) => {
+                    self.process_file(n, &who, file).map(|(path, _)| self.attributes_of_text(&path))
+                }
             }
         };
         match found {
@@ -269,11 +295,13 @@ impl Server {
         let attributes = Attributes::of(&stat);
         let inode = (stat.st_dev, stat.st_ino);
         if let Some(found) = self.files.find_inode(thread, fd, inode) {
-            let node = found.opened.node.as_ref().and_then(|path| self.system.node(path));
-            return Some(match node {
-                Some(node) => attributes.as_node(node),
-                None => attributes.as_open_file(found.opened.file.device_number()),
-            });
+            let Some(path) = &found.opened.node else {
+                return Some(attributes.as_open_file(found.opened.file.device_number()));
+            };
+            return match self.system.node(path) {
+                Some(node) => Some(attributes.as_node(node)),
+                None => self.attributes_of_text(path).ok(),
+            };
         }
         if let Some((_, node)) = self.node_of_placeholder(thread, fd) {
             return Some(attributes.as_node(node));
@@ -302,6 +330,10 @@ impl Server {
         let (attributes, node) = match self.look_up(n, directory, &path, last) {
             Place::Host | Place::Descriptor(..) => return Answer::GoOn,
             Place::Wrong(errno) => return Answer::Value(Err(errno)),
+            Place::Process(who, file) => match self.process_file(n, &who, file) {
+                Some((path, _)) => (self.attributes_of_text(&path), None),
+                None => return Answer::GoOn,
+            },
             Place::HostBy(path) | Place::Both(path) => {
                 let access = rustix::fs::Access::from_bits_retain(mode);
                 let result = rustix::fs::accessat(CWD, &path, access, AtFlags::EACCESS);
@@ -340,6 +372,10 @@ impl Server {
             Place::Host => return Answer::GoOn,
             Place::Wrong(errno) => return Answer::Value(Err(errno)),
             Place::Both(_) => return Answer::Value(Err(Errno::EINVAL)),
+            Place::Process(who, file) => match self.process_file(n, &who, file) {
+                Some(_) => return Answer::Value(Err(Errno::EINVAL)),
+                None => return Answer::GoOn,
+            },
             Place::HostBy(path) => std::fs::read_link(path),
             Place::Machine(path, FileType::Symlink) => {
                 std::fs::read_link(self.paths.in_tree(&path))
@@ -404,7 +440,11 @@ fn thread(n: &Notification, who: &OsStr) -> Option<u32> {
     }
 }
 
-fn attributes_at(path: &Path) -> Result<Attributes, Errno> {
+fn writes(flags: OFlags) -> bool {
+    flags.contains(OFlags::WRONLY) || flags.contains(OFlags::RDWR)
+}
+
+pub(super) fn attributes_at(path: &Path) -> Result<Attributes, Errno> {
     rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
         .map(|stat| Attributes::of(&stat))
         .map_err(|error| Errno::new(error.raw_os_error()))

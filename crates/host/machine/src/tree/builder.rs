@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Writes below a root.
@@ -33,6 +33,12 @@ impl<'a> Builder<'a> {
     /// Writes a file of one line.
     pub(super) fn line(&mut self, path: &str, content: &str) -> io::Result<()> {
         self.file(path, format!("{content}\n").as_bytes())
+    }
+
+    /// Writes a file that shows a text and, as its rights say, takes one.
+    pub(super) fn writable(&mut self, path: &str, text: &str) -> io::Result<()> {
+        self.file(path, text.as_bytes())?;
+        fs::set_permissions(self.below(path), fs::Permissions::from_mode(0o644))
     }
 
     /// Makes a link at `path` that leads to the absolute path `target` by a relative way, as sysfs

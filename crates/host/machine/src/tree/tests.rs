@@ -1,6 +1,7 @@
 //! What clients look for in the tree, found the way they look for it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
@@ -30,6 +31,7 @@ fn content() -> Content {
         }),
         nodes: vec![("/dev/iommu".into(), node(10, 125))],
         groups: vec![(3, node(243, 0))],
+        attributes: vec![("/sys/kernel/debug/failslab/verbose".to_owned(), "2\n".to_owned())],
     }
 }
 
@@ -62,6 +64,14 @@ fn attributes_come_from_configuration_space() {
         read(&tree, "sys/kernel/iommu_groups/3/reserved_regions"),
         "0x00000000fee00000 0x00000000feefffff msi\n"
     );
+}
+
+#[test]
+fn attributes_that_can_be_written_say_so() {
+    let tree = Tree::new(&content(), None).unwrap();
+    let at = "sys/kernel/debug/failslab/verbose";
+    assert_eq!(read(&tree, at), "2\n");
+    assert_eq!(fs::metadata(tree.path().join(at)).unwrap().permissions().mode() & 0o777, 0o644);
 }
 
 #[test]
