@@ -75,7 +75,16 @@ impl Gather {
 
     /// Gives the dead tables back to `pages`, which they came from, and makes the gather
     /// empty. The caller has invalidated as [`Gather`] says and waited for completion.
+    #[inline]
     pub fn release<P: Pages + ?Sized>(&mut self, pages: &P) {
+        if self.dead != 0 {
+            self.free_dead(pages);
+        }
+        *self = Self::new();
+    }
+
+    #[inline(never)]
+    fn free_dead<P: Pages + ?Sized>(&self, pages: &P) {
         let mut link = self.dead;
         while link != 0 {
             let at = PhysAddr::new(link & ADDRESS);
@@ -86,7 +95,6 @@ impl Gather {
             link = u64::from_le(word.load(Ordering::Relaxed));
             pages.free(at, bytes);
         }
-        *self = Self::new();
     }
 
     /// Records that `len` bytes from `iova`, at least two, changed.
@@ -103,6 +111,11 @@ impl Gather {
     /// Records leaves of 2^`shift` bytes.
     pub(crate) const fn add_leaf(&mut self, shift: u32) {
         self.leaf_sizes |= 1 << (shift & 63);
+    }
+
+    /// Records leaves of all of `sizes`, bit n for 2^n bytes.
+    pub(crate) const fn add_leaves(&mut self, sizes: u64) {
+        self.leaf_sizes |= sizes;
     }
 
     /// Takes a table out of which an entry at `level` led. Its word 0 is overwritten.

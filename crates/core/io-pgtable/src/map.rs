@@ -3,13 +3,16 @@
 use lychgate_types::{Iova, Pages, PhysAddr, PhysRun, Prot};
 
 use crate::error::Error;
-use crate::format::{Format, item_shift, leaf_entries, leaf_level};
+use crate::format::{Format, item_shift, leaf_level};
 use crate::gather::Gather;
 use crate::table::{PageTable, Root};
 use crate::words;
 
-use mapper::{Mapper, write_leaf};
+use leaves::Leaves;
+use mapper::Mapper;
 
+mod granules;
+mod leaves;
 mod mapper;
 
 impl<F: Format, P: Pages> PageTable<F, P> {
@@ -44,7 +47,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// [`Error::Empty`], [`Error::Misaligned`], [`Error::Overflow`], [`Error::IovaOutOfRange`],
     /// [`Error::OutputOutOfRange`], [`Error::BeyondTop`] and [`Error::Permissions`] come before any
     /// change; [`Error::AlreadyMapped`], [`Error::OutOfMemory`] and [`Error::Corrupt`] on the way.
-    #[inline]
+    #[inline(always)]
     pub fn map_batch(
         &self,
         iova: Iova,
@@ -54,7 +57,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     ) -> Result<u64, Error> {
         if let [run] = runs
             && run.len == 1 << F::GRANULE_SHIFT
-            && self.map_granule(iova.get(), run.start, prot)
+            && self.map_single(0, iova.get(), run.start, prot)
         {
             return Ok(1 << F::GRANULE_SHIFT);
         }
@@ -70,10 +73,17 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         prot: Prot,
         gather: &mut Gather,
     ) -> Result<u64, Error> {
-        if let [run] = runs
-            && self.map_leaf(iova, *run, prot)
-        {
-            return Ok(run.len);
+        if let [run] = runs {
+            let done = if run.len == 1 << item_shift::<F>(1) {
+                self.map_single(1, iova, run.start, prot)
+            } else if run.len == 1 << item_shift::<F>(2) {
+                self.map_single(2, iova, run.start, prot)
+            } else {
+                self.map_in_table(iova, *run, prot)
+            };
+            if done {
+                return Ok(run.len);
+            }
         }
         self.map_runs(iova, runs, prot, gather)
     }
@@ -86,7 +96,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         prot: Prot,
         gather: &mut Gather,
     ) -> Result<u64, Error> {
-        let len = self.check_runs(iova, runs)?;
+        let Checked { len, granules } = self.check_runs(iova, runs)?;
         let last = iova.checked_add(len - 1).ok_or(Error::Overflow)?;
         if iova < self.first || last > self.last {
             return Err(Error::IovaOutOfRange { iova: Iova::new(iova), last: Iova::new(last) });
@@ -95,7 +105,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         self.check_reach(root, last)?;
         let attributes = F::attributes(&self.options, prot).ok_or(Error::Permissions)?;
         let mut mapper = Mapper::new(self, root, iova, attributes, gather);
-        match mapper.map_all(runs) {
+        match mapper.map_all(runs, granules) {
             Ok(()) => Ok(len),
             Err(error) => {
                 let done = mapper.iova.wrapping_sub(iova);
@@ -105,27 +115,36 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         }
     }
 
-    /// Checks all that can be checked of the frames; gives their sum, at least 1.
+    /// Checks all that can be checked of the frames.
     #[inline(always)]
-    fn check_runs(&self, iova: u64, runs: &[PhysRun]) -> Result<u64, Error> {
+    fn check_runs(&self, iova: u64, runs: &[PhysRun]) -> Result<Checked, Error> {
         let (mut starts, mut lens, mut total) = (0u64, 0u64, 0u64);
-        for run in runs {
+        let mut look = |run: &PhysRun| {
             starts |= run.start.get();
             lens |= run.len;
             total = total.wrapping_add(run.len);
-        }
+        };
+        let (windows, rest) = runs.as_chunks::<8>();
+        windows.iter().flatten().for_each(&mut look);
+        rest.iter().for_each(look);
         // No start is above all starts' bits together, and no length above all lengths'. What holds
         // for these holds for each; what does not is looked at one by one.
+        let count = runs.len() as u64;
         let fits = starts.checked_add(lens).is_some_and(|beyond| beyond <= self.output_last);
-        let aligned = (iova | starts | lens) & (self.granule() - 1) == 0;
-        let sums = lens.checked_mul(runs.len() as u64).is_some();
+        let aligned = (iova | starts | lens) & self.within_granule == 0;
+        let sums = lens.checked_mul(count).is_some();
         if fits && aligned && sums && total != 0 {
-            return Ok(total);
+            // Each length is a granule or nothing, and their sum says that none is nothing.
+            let granule = 1 << F::GRANULE_SHIFT;
+            let granules = lens == granule && total == granule * count;
+            return Ok(Checked { len: total, granules });
         }
-        self.check_runs_one_by_one(iova, runs)
+        let len = self.check_runs_one_by_one(iova, runs)?;
+        Ok(Checked { len, granules: false })
     }
 
-    /// As [`Self::check_runs`], for runs of which one is wrong, or near the end of what fits.
+    /// As [`Self::check_runs`], for runs of which one is wrong, or near the end of what fits; gives
+    /// their sum, at least 1.
     #[cold]
     #[inline(never)]
     fn check_runs_one_by_one(&self, iova: u64, runs: &[PhysRun]) -> Result<u64, Error> {
@@ -145,7 +164,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         if total == 0 {
             return Err(Error::Empty);
         }
-        if bits & (self.granule() - 1) != 0 {
+        if bits & self.within_granule != 0 {
             return Err(Error::Misaligned { granule: self.granule() });
         }
         if highest > self.output_last {
@@ -154,89 +173,95 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         Ok(total)
     }
 
-    /// The short way: one granule that passes every check, where all tables exist and nothing is
-    /// mapped. Gives whether it was that; if not, nothing has changed.
+    /// The short way: one leaf of the size that one entry of `level`, a constant, spans. It passes
+    /// every check, all tables exist, and nothing is mapped. Gives whether it was that; if not, nothing
+    /// has changed.
     #[inline(always)]
-    fn map_granule(&self, iova: u64, phys: PhysAddr, prot: Prot) -> bool {
+    fn map_single(&self, level: u32, iova: u64, phys: PhysAddr, prot: Prot) -> bool {
         let root = self.root();
-        let attributes = self.leaf_attributes(root, iova, phys, F::GRANULE_SHIFT, prot);
-        if attributes == 0 {
+        let size = 1 << item_shift::<F>(level);
+        let last = iova | (size - 1);
+        let attributes = self.attributes(prot);
+        if self.page_sizes & size == 0
+            || (iova | phys.get()) & (size - 1) != 0
+            || iova < self.first
+            || last > self.last
+            || !self.root_reaches(root, last)
+            || (level != 0 && phys.get() | (size - 1) > self.output_last)
+            // Physical addresses have no fewer bits than a granule.
+            || phys.get() > self.output_last
+            || attributes == 0
+        {
             return false;
         }
-        let Some(word) = self.word_at(root, 0, iova) else {
+        let Some(word) = self.word_at(root, level, iova) else {
             return false;
         };
         if words::load(word) != 0 {
             return false;
         }
-        words::store(word, F::leaf(0, F::GRANULE_SHIFT, phys, attributes));
+        words::store(word, F::leaf(level, item_shift::<F>(level), phys, attributes));
         self.pages.clean(core::slice::from_ref(word));
         true
     }
 
-    /// As [`Self::map_granule`], for a run that is one leaf of any size.
-    #[inline(always)]
-    fn map_leaf(&self, iova: u64, run: PhysRun, prot: Prot) -> bool {
+    /// As [`Self::map_single`], for a run that becomes leaves of one size in one table.
+    #[inline(never)]
+    fn map_in_table(&self, iova: u64, run: PhysRun, prot: Prot) -> bool {
+        let (phys, len) = (run.start.get(), run.len);
+        let rest = len.wrapping_sub(1);
+        let (Some(last), Some(phys_last)) = (iova.checked_add(rest), phys.checked_add(rest)) else {
+            return false;
+        };
         let root = self.root();
-        if !run.len.is_power_of_two() || self.sizes_below(root.levels) & run.len == 0 {
+        let attributes = self.attributes(prot);
+        if len == 0
+            || (iova | phys | len) & self.within_granule != 0
+            || iova < self.first
+            || last > self.last
+            || !self.root_reaches(root, last)
+            || phys_last > self.output_last
+            || attributes == 0
+        {
             return false;
         }
-        let shift = run.len.trailing_zeros();
-        let attributes = self.leaf_attributes(root, iova, run.start, shift, prot);
-        if attributes == 0 {
+        let leaves = Leaves::best(self.sizes_below(root.levels), iova, phys, len);
+        if leaves.bytes != len {
             return false;
         }
-        let level = leaf_level::<F>(shift);
         // Spelled out for the levels of usual sizes, so that the walks to them have constant shifts.
-        let table = match level {
-            0 => self.table_at(root, 0, iova),
-            1 => self.table_at(root, 1, iova),
-            2 => self.table_at(root, 2, iova),
-            _ => self.table_at(root, level, iova),
-        };
-        let Some(rest) = table.and_then(|table| table.get(self.index(root, level, iova)..)) else {
-            return false;
-        };
-        if shift == item_shift::<F>(level) {
-            match rest.first() {
-                Some(word) if words::load(word) == 0 => {
-                    words::store(word, F::leaf(level, shift, run.start, attributes));
-                    self.pages.clean(core::slice::from_ref(word));
-                    true
-                }
-                _ => false,
-            }
-        } else {
-            match rest.get(..leaf_entries::<F>(level, shift)) {
-                Some(slots) if words::all_clear(slots) => {
-                    write_leaf::<F>(slots, level, shift, run.start, attributes);
-                    self.pages.clean(slots);
-                    true
-                }
-                _ => false,
-            }
+        match leaf_level::<F>(leaves.shift) {
+            0 => self.write_where_clear(root, 0, iova, phys, leaves, attributes),
+            1 => self.write_where_clear(root, 1, iova, phys, leaves, attributes),
+            2 => self.write_where_clear(root, 2, iova, phys, leaves, attributes),
+            level => self.write_where_clear(root, level, iova, phys, leaves, attributes),
         }
     }
 
-    /// Checks one leaf of 2^`shift` bytes, a size that the table has or the granule; gives its
-    /// attributes if nothing is wrong, otherwise 0.
+    /// Maps `leaves` if they lie in one table of `level` that is there, and clear in their place.
     #[inline(always)]
-    fn leaf_attributes(
+    fn write_where_clear(
         &self,
         root: Root,
+        level: u32,
         iova: u64,
-        phys: PhysAddr,
-        shift: u32,
-        prot: Prot,
-    ) -> u64 {
-        let within = (1u64 << shift) - 1;
-        let last = iova | within;
-        let aligned = (iova | phys.get()) & within == 0 && self.within_granule <= within;
-        let in_range = self.first <= iova
-            && last <= self.last
-            && self.root_reaches(root, last)
-            && phys.get() | within <= self.output_last;
-        if aligned && in_range { self.attributes(prot) } else { 0 }
+        phys: u64,
+        leaves: Leaves,
+        attributes: u64,
+    ) -> bool {
+        let Some(table) = self.table_at(root, level, iova) else {
+            return false;
+        };
+        let first = self.index(root, level, iova);
+        let Some(slots) = leaves.slots::<F>(level, phys, table.get(first..).unwrap_or(&[])) else {
+            return false;
+        };
+        if !words::all_clear(slots) {
+            return false;
+        }
+        leaves.write::<F>(slots, level, phys, attributes);
+        self.pages.clean(slots);
+        true
     }
 
     /// Takes the `done` bytes from `iova` back that a failed map has written.
@@ -244,8 +269,16 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     #[inline(never)]
     fn undo(&self, root: Root, iova: u64, done: u64, gather: &mut Gather) {
         if done != 0 {
-            // What this call has mapped begins and ends with its own leaves: nothing can stop it.
-            let _ = self.unmap_range(root, iova, done, gather);
+            // All of it is mapped, by leaves of its own: nothing can stop this.
+            let _ = self.sweep(root, iova, done, true, gather);
         }
     }
+}
+
+/// What a look at all the frames of a batch tells.
+struct Checked {
+    /// The sum of their lengths, at least 1.
+    len: u64,
+    /// Whether each is a single granule.
+    granules: bool,
 }

@@ -4,7 +4,9 @@ use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages};
 
 use crate::error::Error;
-use crate::format::{Format, item_shift, leaf_entries, leaf_level, span_shift, table_bytes};
+use crate::format::{
+    Format, item_shift, leaf_entries, leaf_level, span_shift, table_bytes, table_entries,
+};
 use crate::gather::Gather;
 use crate::table::{PageTable, Root};
 use crate::words;
@@ -40,9 +42,9 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// # Errors
     /// [`Error::Empty`], [`Error::Misaligned`], [`Error::Overflow`] or [`Error::IovaOutOfRange`];
     /// nothing has changed.
-    #[inline]
+    #[inline(always)]
     pub fn unmap(&self, iova: Iova, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
-        if len == 1 << F::GRANULE_SHIFT && self.unmap_granule(iova.get(), gather) {
+        if len == 1 << F::GRANULE_SHIFT && self.unmap_single(0, iova.get(), gather) {
             return Ok(Unmapped { bytes: 1 << F::GRANULE_SHIFT, stop: None });
         }
         self.unmap_any(iova.get(), len, gather)
@@ -51,14 +53,63 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// As [`Self::unmap`], for anything but the short way of a single granule.
     #[inline(never)]
     fn unmap_any(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
-        let last = self.check_range(iova, len)?;
-        let root = self.root();
-        if self.root_reaches(root, last) && self.unmap_leaf(root, iova, len) {
-            gather.add(iova, len);
-            gather.add_leaf(len.trailing_zeros());
+        let done = if len == 1 << item_shift::<F>(1) {
+            self.unmap_single(1, iova, gather)
+        } else if len == 1 << item_shift::<F>(2) {
+            self.unmap_single(2, iova, gather)
+        } else {
+            false
+        };
+        if done {
             return Ok(Unmapped { bytes: len, stop: None });
         }
-        Ok(self.unmap_range(root, iova, len, gather))
+        self.unmap_more(iova, len, gather)
+    }
+
+    /// As [`Self::unmap`], for more than a single leaf of the usual sizes.
+    #[inline(never)]
+    fn unmap_more(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
+        let last = self.check_range(iova, len)?;
+        let root = self.root();
+        if self.root_reaches(root, last)
+            && let Some(shift) = self.unmap_in_table(root, iova, len)
+        {
+            gather.add(iova, len);
+            gather.add_leaf(shift);
+            return Ok(Unmapped { bytes: len, stop: None });
+        }
+        Ok(self.sweep(root, iova, len, false, gather))
+    }
+
+    /// As [`PageTable::unmap`], for a caller who knows that all of the range is mapped, as those do who
+    /// unmap what they have mapped: a leaf table that lies wholly in the range is taken out unread, which
+    /// makes this many times faster where there are such tables.
+    ///
+    /// The price is that a hole in such a table is not noticed: it counts as unmapped, and
+    /// does not stop the unmap. Otherwise nothing differs. Whatever was mapped, nothing of the first
+    /// [`Unmapped::bytes`] is mapped afterwards, and nothing else is touched; leaf sizes that such
+    /// a table may have held are in [`Gather::leaf_sizes`].
+    ///
+    /// # Errors
+    /// As [`PageTable::unmap`].
+    #[inline(always)]
+    pub fn unmap_mapped(
+        &self,
+        iova: Iova,
+        len: u64,
+        gather: &mut Gather,
+    ) -> Result<Unmapped, Error> {
+        if len < 1 << span_shift::<F>(0) {
+            return self.unmap(iova, len, gather);
+        }
+        self.unmap_tables(iova.get(), len, gather)
+    }
+
+    /// As [`Self::unmap_mapped`], for a range with whole tables.
+    #[inline(never)]
+    fn unmap_tables(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
+        self.check_range(iova, len)?;
+        Ok(self.sweep(self.root(), iova, len, true, gather))
     }
 
     /// As [`PageTable::unmap`], but a leaf that begins in the range and passes its end is
@@ -95,77 +146,92 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         Ok(last)
     }
 
-    /// The short way: one granule, mapped by a leaf of its own. Gives whether it was that; if not,
-    /// nothing has changed.
+    /// The short way: what one entry of `level`, a constant, spans, mapped by one leaf. Gives whether it
+    /// was that; if not, nothing has changed.
     #[inline(always)]
-    fn unmap_granule(&self, iova: u64, gather: &mut Gather) -> bool {
+    fn unmap_single(&self, level: u32, iova: u64, gather: &mut Gather) -> bool {
         let root = self.root();
-        let len = 1 << F::GRANULE_SHIFT;
-        let last = iova | (len - 1);
-        if (iova | len) & self.within_granule != 0
+        let size = 1 << item_shift::<F>(level);
+        let last = iova | (size - 1);
+        if self.page_sizes & size == 0
+            || iova & (size - 1) != 0
             || iova < self.first
             || last > self.last
             || !self.root_reaches(root, last)
         {
             return false;
         }
-        let Some(word) = self.word_at(root, 0, iova) else {
+        let Some(word) = self.word_at(root, level, iova) else {
             return false;
         };
-        let (mask, value) = F::plain_leaf(0);
+        let (mask, value) = F::plain_leaf(level);
         if words::load(word) & mask != value {
             return false;
         }
         words::store(word, 0);
         self.pages.clean(core::slice::from_ref(word));
-        gather.add(iova, len);
-        gather.add_leaf(F::GRANULE_SHIFT);
+        gather.add(iova, size);
+        gather.add_leaf(item_shift::<F>(level));
         true
     }
 
-    /// As [`Self::unmap_granule`], for a range that was checked and is one leaf of any size.
+    /// As [`Self::unmap_single`], for a range that was checked and is a part of a leaf table, mapped by
+    /// granules, or one leaf of any size. Gives log2 of the size of its leaves.
     #[inline(always)]
-    fn unmap_leaf(&self, root: Root, iova: u64, len: u64) -> bool {
-        if !len.is_power_of_two()
-            || self.sizes_below(root.levels) & len == 0
-            || iova & (len - 1) != 0
+    fn unmap_in_table(&self, root: Root, iova: u64, len: u64) -> Option<u32> {
+        let span = 1 << span_shift::<F>(0);
+        if len < span
+            && let Some(table) = self.table_at(root, 0, iova)
         {
-            return false;
+            let first = self.index(root, 0, iova);
+            let count = usize::try_from(len >> F::GRANULE_SHIFT).ok()?;
+            let slots = table.get(first..)?.get(..count)?;
+            let (mask, value) = F::plain_leaf(0);
+            if slots.first().is_some_and(|word| words::load(word) & mask != value) {
+                return self.clear_leaf(slots, 0, iova, len);
+            }
+            if words::count_matching(slots, mask, value) != slots.len() {
+                return None;
+            }
+            words::fill(slots, 0, 0);
+            self.pages.clean(slots);
+            return Some(F::GRANULE_SHIFT);
         }
-        let shift = len.trailing_zeros();
-        let level = leaf_level::<F>(shift);
-        // Spelled out for the levels of usual sizes, so that the walks to them have constant shifts.
-        let table = match level {
-            0 => self.table_at(root, 0, iova),
-            1 => self.table_at(root, 1, iova),
-            2 => self.table_at(root, 2, iova),
-            _ => self.table_at(root, level, iova),
-        };
-        let Some(rest) = table.and_then(|table| table.get(self.index(root, level, iova)..)) else {
-            return false;
-        };
-        let entry = rest.first().map_or(0, words::load);
-        if !F::is_present(entry)
-            || (level != 0 && F::is_table(level, entry))
-            || F::leaf_shift(level, entry) != shift
-        {
-            return false;
+        if !len.is_power_of_two() || self.sizes_below(root.levels) & len == 0 {
+            return None;
         }
-        let Some(words) = rest.get(..leaf_entries::<F>(level, shift)) else {
-            return false;
-        };
+        let level = leaf_level::<F>(len.trailing_zeros());
+        let table = self.table_at(root, level, iova)?;
+        self.clear_leaf(table.get(self.index(root, level, iova)..)?, level, iova, len)
+    }
+
+    /// Clears the leaf at the start of `words`, entries of `level`, if it is the whole range. Gives
+    /// log2 of its size.
+    #[inline(always)]
+    fn clear_leaf(&self, words: &[AtomicU64], level: u32, iova: u64, len: u64) -> Option<u32> {
+        let entry = words.first().map_or(0, words::load);
+        if !F::is_present(entry) || (level != 0 && F::is_table(level, entry)) {
+            return None;
+        }
+        let shift = F::leaf_shift(level, entry);
+        if len != 1 << shift || iova & (len - 1) != 0 {
+            return None;
+        }
+        let words = words.get(..leaf_entries::<F>(level, shift))?;
         words::fill(words, 0, 0);
         self.pages.clean(words);
-        true
+        Some(shift)
     }
 
-    /// Unmaps a range that was checked against the aperture.
+    /// Unmaps a range that was checked against the aperture, and of which the caller knows that all
+    /// is mapped if `mapped`.
     #[inline(never)]
-    pub(crate) fn unmap_range(
+    pub(crate) fn sweep(
         &self,
         root: Root,
         iova: u64,
         len: u64,
+        mapped: bool,
         gather: &mut Gather,
     ) -> Unmapped {
         let reach = if self.root_reaches(root, u64::MAX) {
@@ -174,9 +240,25 @@ impl<F: Format, P: Pages> PageTable<F, P> {
             let end = 1u64 << span_shift::<F>(root.levels - 1);
             len.min(end.saturating_sub(iova))
         };
-        let mut sweep = Sweep { table: self, root, gather, iova, left: reach, stop: None };
-        if reach != 0 && root.levels != 0 {
-            sweep.table_at(self.root_words(root), root.levels - 1, false);
+        let mut sweep = Sweep { table: self, root, gather, mapped, iova, left: reach, stop: None };
+        if reach != 0 {
+            // The range lies in one table mostly, and does not take it all: no need to come by those
+            // above step by step.
+            let in_one = |level: u32| {
+                let span = span_shift::<F>(level);
+                span < 64
+                    && (iova ^ iova.wrapping_add(reach - 1)) >> span == 0
+                    && reach >> span == 0
+            };
+            let low = if in_one(1) {
+                self.table_at(root, 1, iova).map(|words| (words, 1))
+            } else if in_one(2) {
+                self.table_at(root, 2, iova).map(|words| (words, 2))
+            } else {
+                None
+            };
+            let (words, level) = low.unwrap_or((self.root_words(root), root.levels - 1));
+            sweep.table_at(words, level, false);
         }
         let bytes = reach - sweep.left;
         let stop = match sweep.stop {
@@ -195,6 +277,8 @@ struct Sweep<'a, F: Format, P: Pages> {
     table: &'a PageTable<F, P>,
     root: Root,
     gather: &'a mut Gather,
+    /// Whether all of the range is mapped, so that whole leaf tables need not be read.
+    mapped: bool,
     iova: u64,
     left: u64,
     stop: Option<Stop>,
@@ -211,6 +295,13 @@ impl<F: Format, P: Pages> Sweep<'_, F, P> {
             let Some(rest) = words.get(index..).filter(|rest| !rest.is_empty()) else {
                 break;
             };
+            if level == 1 {
+                let tables = self.leaf_tables(rest, doomed);
+                if tables != 0 {
+                    index += tables;
+                    continue;
+                }
+            }
             let entry = rest.first().map_or(0, words::load);
             index += if !F::is_present(entry) {
                 self.stop = Some(Stop::Hole);
@@ -228,6 +319,50 @@ impl<F: Format, P: Pages> Sweep<'_, F, P> {
                 self.table.pages.clean(done);
             }
         }
+    }
+
+    /// Unmaps by whole leaf tables, those that the entries of level 1 at the start of `words` lead to,
+    /// as long as nothing in them needs a closer look. Gives the number of entries.
+    #[inline(always)]
+    fn leaf_tables(&mut self, words: &[AtomicU64], doomed: bool) -> usize {
+        let span = 1 << span_shift::<F>(0);
+        if self.iova & (span - 1) != 0 {
+            return 0;
+        }
+        let pages = &self.table.pages;
+        let (mask, value) = F::plain_leaf(0);
+        let mut count = 0;
+        let most = usize::try_from(self.left / span).unwrap_or(usize::MAX);
+        for word in words.iter().take(most) {
+            let entry = words::load(word);
+            if !F::is_plain_table(1, entry) {
+                break;
+            }
+            let table = F::table_address(entry);
+            let below = self.table.table_words(table);
+            let known = if self.mapped {
+                !below.is_empty()
+            } else {
+                words::count_matching(below, mask, value) == table_entries::<F>()
+            };
+            if !known {
+                break;
+            }
+            if !doomed {
+                words::store(word, 0);
+                pages.clean(core::slice::from_ref(word));
+            }
+            self.gather.bury(pages, table, table_bytes::<F>(0), 1);
+            count += 1;
+        }
+        if count != 0 {
+            let bytes = span * count as u64;
+            self.iova = self.iova.wrapping_add(bytes);
+            self.left -= bytes;
+            let sizes = if self.mapped { F::leaf_sizes(0) } else { 1 << F::GRANULE_SHIFT };
+            self.gather.add_leaves(sizes & self.table.page_sizes);
+        }
+        count
     }
 
     /// Unmaps below the first of `words`, a table entry at `level`. Gives whether the sweep is
@@ -278,8 +413,13 @@ impl<F: Format, P: Pages> Sweep<'_, F, P> {
         let count = if shift == item {
             let most = usize::try_from(self.left >> item).unwrap_or(usize::MAX);
             let run = words.get(..most).unwrap_or(words);
-            let (mask, value) = F::plain_leaf(level);
-            words::count_matching(run, mask, value).max(1)
+            // Spelled out for the levels of usual sizes, so that masks are constants.
+            let plain = match level {
+                0 => count_plain::<F>(run, 0),
+                1 => count_plain::<F>(run, 1),
+                _ => count_plain::<F>(run, level),
+            };
+            plain.max(1)
         } else {
             leaf_entries::<F>(level, shift)
         };
@@ -297,4 +437,11 @@ impl<F: Format, P: Pages> Sweep<'_, F, P> {
         self.left -= bytes;
         count
     }
+}
+
+/// How many of `words` from the start on are leaves of just their entry in a table of `level`.
+#[inline(always)]
+fn count_plain<F: Format>(words: &[AtomicU64], level: u32) -> usize {
+    let (mask, value) = F::plain_leaf(level);
+    words::count_matching(words, mask, value)
 }

@@ -56,7 +56,7 @@ impl Path {
 
 impl<F: Format, P: Pages> PageTable<F, P> {
     /// Where `iova` leads (`iova_to_phys`), or `None` when nothing is mapped there.
-    #[inline]
+    #[inline(always)]
     pub fn walk(&self, iova: Iova) -> Option<Translation> {
         let root = self.root();
         if !self.in_reach(root, iova.get()) {

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use lychgate_types::sync::AtomicU64;
 
-const UNROLL: usize = 8;
+const UNROLL: usize = 16;
 
 /// The entry in a word of a table.
 #[inline(always)]
@@ -52,10 +52,13 @@ pub(crate) fn all_clear(words: &[AtomicU64]) -> bool {
         return word.load(Ordering::Relaxed) == 0;
     }
     let (chunks, rest) = words.as_chunks::<UNROLL>();
-    let mut lanes = [0; UNROLL];
+    // Several lanes, so that no load waits for the one before.
+    let mut lanes = [0; 4];
     for chunk in chunks {
-        for (lane, word) in lanes.iter_mut().zip(chunk) {
-            *lane |= word.load(Ordering::Relaxed);
+        for part in chunk.as_chunks::<4>().0 {
+            for (lane, word) in lanes.iter_mut().zip(part) {
+                *lane |= word.load(Ordering::Relaxed);
+            }
         }
     }
     let rest = rest.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed));
@@ -67,16 +70,23 @@ pub(crate) fn all_clear(words: &[AtomicU64]) -> bool {
 pub(crate) fn count_matching(words: &[AtomicU64], mask: u64, value: u64) -> usize {
     let (mask, value) = (mask.to_le(), value.to_le());
     let (chunks, _) = words.as_chunks::<UNROLL>();
-    let differs = |word: &AtomicU64| word.load(Ordering::Relaxed) ^ value;
     let mut same = 0;
     for chunk in chunks {
-        if chunk.iter().fold(0, |all, word| all | differs(word)) & mask != 0 {
+        let all_match = if mask == value {
+            let all = chunk.iter().fold(mask, |all, word| all & word.load(Ordering::Relaxed));
+            all == mask
+        } else {
+            let differs = |any, word: &AtomicU64| any | (word.load(Ordering::Relaxed) ^ value);
+            chunk.iter().fold(0, differs) & mask == 0
+        };
+        if !all_match {
             break;
         }
         same += UNROLL;
     }
     let rest = words.get(same..).unwrap_or(&[]);
-    same + rest.iter().take_while(|word| differs(word) & mask == 0).count()
+    let matches = |word: &&AtomicU64| word.load(Ordering::Relaxed) & mask == value;
+    same + rest.iter().take_while(matches).count()
 }
 
 /// Replaces an entry that hardware or another thread may be changing by what `new` makes of
