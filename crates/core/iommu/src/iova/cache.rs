@@ -34,8 +34,8 @@ pub struct IovaCache<L: Locks> {
     previous: [[Magazine; SLOTS]; WINDOWS],
     shape: Shape,
     space: Arc<IovaSpace<L>>,
-    /// What the space's pressure was when this cache last gave everything back.
-    pressure: u64,
+    /// What the space's pressure was when this cache last gave everything back, by window.
+    pressure: [u64; WINDOWS],
 }
 
 /// What allocation and free touch of one class in one window: one cache line.
@@ -68,7 +68,7 @@ impl<L: Locks> IovaCache<L> {
         let shape = space.shape;
         let slots = |window| core::array::from_fn(|class| Slot::new(&shape, window, class));
         let slots = core::array::from_fn(slots);
-        let pressure = space.pressure();
+        let pressure = core::array::from_fn(|window| space.pressure(window));
         Self { slots, previous: Default::default(), shape, space, pressure }
     }
 
@@ -120,23 +120,20 @@ impl<L: Locks> IovaCache<L> {
 
     /// Gives everything that the cache holds back to the space, where ranges coalesce.
     pub fn drain(&mut self) {
-        self.pressure = self.space.pressure();
-        let windows = self.slots.iter_mut().zip(&mut self.previous).enumerate();
-        for (window, (slots, previous)) in windows {
-            for (class, (slot, previous)) in slots.iter_mut().zip(previous).enumerate() {
-                slot.batch = FIRST_BATCH;
-                self.space.put_all(window, class, &mut slot.loaded);
-                self.space.put_all(window, class, previous);
-            }
+        for window in 0..WINDOWS {
+            self.drain_window(window, self.space.pressure(window));
         }
     }
 
-    /// Gives everything back if an allocation has failed for want of space since the last time.
-    /// For a timer, so that an idle thread's ranges are not missed elsewhere; the cache does
-    /// the same by itself whenever it misses.
+    /// Gives everything back that an allocation has missed since the last time, here or elsewhere.
+    /// For a timer, so that an idle thread does not keep what others need; the cache does the same
+    /// by itself whenever it misses.
     pub fn relieve(&mut self) {
-        if self.pressure != self.space.pressure() {
-            self.drain();
+        for window in 0..WINDOWS {
+            let pressure = self.space.pressure(window);
+            if self.pressure[window] != pressure {
+                self.drain_window(window, pressure);
+            }
         }
     }
 
@@ -148,8 +145,7 @@ impl<L: Locks> IovaCache<L> {
         self.relieve();
         let found = self
             .take_kept(window, class, want.limit)
-            .or_else(|| self.refill(window, class, want.limit))
-            .or_else(|| self.space.take(&want, 1, 0).map(|(iova, _)| iova))
+            .or_else(|| self.from_tree(window, class, &want))
             .or_else(|| match window {
                 LOW => None,
                 _ => self.take_kept(LOW, class, want.limit),
@@ -161,6 +157,16 @@ impl<L: Locks> IovaCache<L> {
         let iova = found.ok_or(AllocError::NoSpace)?;
         self.space.ledger.enter(iova, want.bytes);
         Ok(Iova::new(iova))
+    }
+
+    fn drain_window(&mut self, window: usize, pressure: u64) {
+        self.pressure[window] = pressure;
+        let slots = self.slots[window].iter_mut().zip(&mut self.previous[window]);
+        for (class, (slot, previous)) in slots.enumerate() {
+            slot.batch = FIRST_BATCH;
+            self.space.put_all(window, class, &mut slot.loaded);
+            self.space.put_all(window, class, previous);
+        }
     }
 
     /// Takes a range that ends at `limit` or below from the magazines of this cache, or else from
@@ -180,24 +186,22 @@ impl<L: Locks> IovaCache<L> {
         })
     }
 
-    /// Asks the tree for ranges of a class, several if the class is kept, and keeps all but the
-    /// highest.
-    fn refill(&mut self, window: usize, class: usize, limit: u64) -> Option<u64> {
-        let slot = self.slots.get_mut(window)?.get_mut(class)?;
-        if slot.capacity == 0 || !slot.loaded.is_empty() {
-            // What is loaded lies above the limit: more of it would not help.
-            return None;
-        }
-        let bytes = slot.mask + 1;
-        let want = Want { bytes, align: bytes, limit };
+    /// Asks the tree for one range, or for several if the class is kept and has none; gives the
+    /// highest and keeps the others.
+    fn from_tree(&mut self, window: usize, class: usize, want: &Want) -> Option<u64> {
+        let slot = self.slots.get_mut(window)?.get_mut(class);
+        // What may still be loaded lies above the limit: more of it would not help.
+        let Some(slot) = slot.filter(|slot| slot.capacity != 0 && slot.loaded.is_empty()) else {
+            return self.space.take(want, 1, 0).map(|(iova, _)| iova);
+        };
         // All of them in one window.
         let floor = if window == LOW { 0 } else { self.shape.split.saturating_add(1) };
         let count = slot.batch.min(slot.capacity);
-        let (lowest, count) = self.space.take(&want, u64::from(count), floor)?;
+        let (lowest, count) = self.space.take(want, count.into(), floor)?;
         slot.batch = slot.batch.saturating_mul(2).min(slot.capacity);
         slot.reserve();
-        slot.loaded.extend((0..count - 1).map(|n| lowest + n * bytes));
-        Some(lowest + (count - 1) * bytes)
+        slot.loaded.extend((0..count - 1).map(|n| lowest + n * want.bytes));
+        Some(lowest + (count - 1) * want.bytes)
     }
 
     #[cold]

@@ -24,8 +24,9 @@ pub struct IovaSpace<L: Locks> {
     depots: [[L::Mutex<Depot>; CLASSES]; WINDOWS],
     /// Counts what came back, to the tree or to a depot, by window.
     returns: [AtomicU64; WINDOWS],
-    /// Counts allocations that failed for good: caches that see it change give back what they hold.
-    pressure: AtomicU64,
+    /// Counts allocations for which the tree had nothing and that ranges of the window would have
+    /// served: caches that see it change give back what they hold there.
+    pressure: [AtomicU64; WINDOWS],
     /// Counts ranges that came back and were free.
     rejected: AtomicU64,
     pub(super) ledger: Ledger<L>,
@@ -68,7 +69,7 @@ impl<L: Locks> IovaSpace<L> {
             ranges: L::Mutex::new(ranges),
             depots: core::array::from_fn(|_| core::array::from_fn(|_| depot())),
             returns: Default::default(),
-            pressure: AtomicU64::new(0),
+            pressure: Default::default(),
             rejected: AtomicU64::new(0),
             ledger: Ledger::new(),
         })
@@ -204,6 +205,10 @@ impl<L: Locks> IovaSpace<L> {
         drain: impl FnOnce(),
     ) -> Option<u64> {
         let returns = self.returns(window);
+        // Whoever misses next gives back what may serve the next request.
+        self.pressure.iter().take(window + 1).for_each(|pressure| {
+            pressure.fetch_add(1, Ordering::Relaxed);
+        });
         if self.ranges.with(|ranges| ranges.is_exhausted(window, returns, want)) {
             return None;
         }
@@ -211,7 +216,6 @@ impl<L: Locks> IovaSpace<L> {
         self.trim();
         let found = self.take(want, 1, 0);
         if found.is_none() {
-            self.pressure.fetch_add(1, Ordering::Relaxed);
             self.ranges.with(|ranges| {
                 if let Some(exhausted) = ranges.exhausted.get_mut(window) {
                     *exhausted = Some(Exhausted { returns, want: *want });
@@ -276,9 +280,9 @@ impl<L: Locks> IovaSpace<L> {
         }
     }
 
-    /// The number of allocations that failed for good.
-    pub(super) fn pressure(&self) -> u64 {
-        self.pressure.load(Ordering::Relaxed)
+    /// Changes whenever an allocation misses what caches hold in a window.
+    pub(super) fn pressure(&self, window: usize) -> u64 {
+        self.pressure.get(window).map_or(0, |pressure| pressure.load(Ordering::Relaxed))
     }
 
     fn depot(&self, window: usize, class: usize) -> Option<&L::Mutex<Depot>> {
