@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::error::Result;
 use crate::file::{OpenFile, Reply};
 use crate::observer::Observer;
+use crate::selftest::Selftest;
 use crate::state::State;
 
 /// The IOMMU core, shared by every open file and by whoever builds the machine.
@@ -50,12 +51,33 @@ pub struct Context {
     pub(crate) iommu: SharedIommu,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) owner: Owner,
+    /// What `IOMMU_TEST_CMD` drives.
+    pub(crate) selftest: Option<Arc<Selftest>>,
     state: Mutex<State>,
 }
 
 impl Context {
     /// Opens the node that `config` names.
     pub fn open(iommu: SharedIommu, observer: Arc<dyn Observer>, config: Config) -> Arc<Self> {
+        Self::new(iommu, observer, config, None)
+    }
+
+    /// As [`Context::open`], with `IOMMU_TEST_CMD` (`CONFIG_IOMMUFD_TEST`).
+    pub fn open_with_selftest(
+        iommu: SharedIommu,
+        observer: Arc<dyn Observer>,
+        config: Config,
+        selftest: Arc<Selftest>,
+    ) -> Arc<Self> {
+        Self::new(iommu, observer, config, Some(selftest))
+    }
+
+    fn new(
+        iommu: SharedIommu,
+        observer: Arc<dyn Observer>,
+        config: Config,
+        selftest: Option<Arc<Selftest>>,
+    ) -> Arc<Self> {
         static NEXT_OWNER: AtomicU64 = AtomicU64::new(1);
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -63,6 +85,7 @@ impl Context {
             iommu,
             observer,
             owner: Owner(NEXT_OWNER.fetch_add(1, Ordering::Relaxed)),
+            selftest,
             state: Mutex::new(State::new(config.node)),
         })
     }

@@ -6,6 +6,7 @@ use crate::command::Command;
 use crate::context::Context;
 use crate::error::Result;
 use crate::file::Reply;
+use crate::selftest::abi::TestCmd;
 
 impl Context {
     /// Any ioctl. Numbers that are not iommufd's may be VFIO's.
@@ -34,6 +35,7 @@ impl Context {
             0x93 => call.run::<abi::VeventqAlloc, _>(Self::veventq_alloc),
             0x94 => call.run::<abi::HwQueueAlloc, _>(Self::hw_queue_alloc),
             0x95 => call.run::<abi::IoasNoiommuGetPa, _>(Self::ioas_noiommu_get_pa),
+            0xa0 if self.selftest.is_some() => call.run::<TestCmd, _>(Self::test),
             _ => self.vfio_ioctl(client, command, at).map(Reply::Value),
         }
     }

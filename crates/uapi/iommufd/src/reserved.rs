@@ -13,6 +13,8 @@ pub(crate) enum ReservedBy {
     PageTable(u32),
     /// The devices of a VFIO group that is in the container will not be able to use it.
     Group(GroupId),
+    /// A test wants it so.
+    Selftest,
 }
 
 /// Reserved ranges, which may overlap.
