@@ -60,8 +60,8 @@ impl Visitor for Counts {
         let Ok(shape) = table().map(|table| Shape::of(&table)) else {
             return;
         };
-        // What waits, or leaves the caches, takes no more instructions for it.
-        for case in cases(&shape).iter().filter(|case| !case.isolated && case.places.len() <= 256) {
+        // What waits, or finds nothing in the caches, takes no more instructions for it.
+        for case in cases(&shape).iter().filter(|case| !case.isolated && !case.cold) {
             let Ok(mut own) = table().map(Own) else {
                 return;
             };

@@ -149,14 +149,19 @@ impl Bench {
         let Some(table) = section.table(self.pool) else {
             return;
         };
-        let (mut flat, mut own) = (section.flat(self.flat), Own(table));
+        let words = self.flat;
+        let (mut flat, mut own) = (section.flat(words), Own(table));
         let mut peers = section.peers(self.pool);
         let costs = rounds(self.budget(), |times| {
             for contender in contenders(&mut flat, &mut own, &mut peers) {
-                // Brings back to the caches what the one before has put out.
-                contender.map_all(case);
-                contender.unmap_all(case);
+                if !case.cold {
+                    // Brings back to the caches what the one before has put out.
+                    contender.map_all(case);
+                    contender.unmap_all(case);
+                }
+                chill(case.cold, words);
                 times.push(nanoseconds(|| contender.map_all(case)));
+                chill(case.cold, words);
                 times.push(nanoseconds(|| contender.unmap_all(case)));
             }
         });
@@ -179,7 +184,8 @@ impl Bench {
             let Some(table) = section.table(self.pool) else {
                 return;
             };
-            let (mut flat, mut own) = (section.flat(self.flat), Own(table));
+            let (words, cold) = (self.flat, walks.mapped.cold);
+            let (mut flat, mut own) = (section.flat(words), Own(table));
             let mut peers = section.peers(self.pool);
             let mut sums = Vec::new();
             for contender in contenders(&mut flat, &mut own, &mut peers) {
@@ -192,9 +198,11 @@ impl Bench {
             let costs = rounds(self.budget(), |times| {
                 for contender in contenders(&mut flat, &mut own, &mut peers) {
                     contender.walk_in_turn(&walks.iovas);
+                    chill(cold, words);
                     times.push(nanoseconds(|| {
                         black_box(contender.walk_all(&walks.iovas));
                     }));
+                    chill(cold, words);
                     times.push(nanoseconds(|| contender.walk_in_turn(&walks.iovas)));
                 }
             });
@@ -263,6 +271,13 @@ impl Bench {
         support::threads::measure(&table, &section.shape, turns, |name, alone, together| {
             report.scaling(&Scaling { name, alone, together });
         });
+    }
+}
+
+/// Fills the caches with `words` for what must find them `cold`.
+fn chill(cold: bool, words: &[AtomicU64]) {
+    if cold {
+        black_box(scan(words));
     }
 }
 

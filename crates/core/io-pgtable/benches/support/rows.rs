@@ -77,6 +77,8 @@ pub(crate) struct Case {
     pub(crate) units: u64,
     /// Whether each operation waits for the one before it to retire.
     pub(crate) isolated: bool,
+    /// Whether the tables are out of the caches each time.
+    pub(crate) cold: bool,
     /// For a map, for an unmap.
     pub(crate) goals: [Goal; 2],
 }
@@ -101,7 +103,7 @@ const BASE: u64 = GIB;
 const FRAMES: u64 = 4 * GIB;
 /// Places of rows that are long enough to be measured few at a time.
 const FEW: u64 = 8;
-/// Table memory of the rows that leave the caches.
+/// Lowest tables of the rows whose tables are out of the caches, in bytes.
 const FAR_BYTES: u64 = 64 << 20;
 
 /// The rows that map and unmap.
@@ -119,6 +121,7 @@ pub(crate) fn cases(shape: &Shape) -> Vec<Case> {
         leaf: size,
         units: 1,
         isolated: false,
+        cold: false,
         goals,
     };
     // Frames one page off what a larger page would need.
@@ -130,6 +133,7 @@ pub(crate) fn cases(shape: &Shape) -> Vec<Case> {
         leaf: page,
         units: count,
         isolated: false,
+        cold: false,
         goals,
     };
 
@@ -188,6 +192,7 @@ pub(crate) fn cases(shape: &Shape) -> Vec<Case> {
     cases.push(Case {
         name: format!("{} at random in {}", name(page), name(span)),
         places,
+        cold: true,
         ..single(page, [None, None])
     });
     cases
@@ -217,13 +222,14 @@ pub(crate) fn near_walks(shape: &Shape, goals: [Goal; 2]) -> Walks {
     }
 }
 
-/// Walks to pages far apart, most of which are not in the caches.
+/// Walks to pages far apart, with tables that are not in the caches.
 pub(crate) fn far_walks(shape: &Shape, goals: [Goal; 2]) -> Walks {
     let (places, _) = far(shape);
     let iovas: Vec<u64> = places.iter().map(|place| place + 8).collect();
     let frame = PhysRun { start: PhysAddr::new(FRAMES), len: shape.page };
     let sum = (FRAMES + 8) * iovas.len() as u64;
-    Walks { mapped: mapped(shape, places, frame), iovas, sum, goals }
+    let mapped = Case { cold: true, ..mapped(shape, places, frame) };
+    Walks { mapped, iovas, sum, goals }
 }
 
 fn mapped(shape: &Shape, places: Vec<u64>, frames: PhysRun) -> Case {
@@ -235,11 +241,12 @@ fn mapped(shape: &Shape, places: Vec<u64>, frames: PhysRun) -> Case {
         runs: vec![frames],
         leaf: shape.page,
         isolated: false,
+        cold: false,
         goals: [Goal::None; 2],
     }
 }
 
-/// A page in each of so many tables that they leave the caches, in no order; and how far they spread.
+/// A page in each of many tables, in no order; and how far they spread.
 fn far(shape: &Shape) -> (Vec<u64>, u64) {
     let span = TIB.min(shape.reach);
     let count = FAR_BYTES / (shape.entries * 8);
