@@ -56,6 +56,7 @@ impl Visitor for Counts {
             self.pool.reset();
             let config = Config { aperture: config.aperture.clone(), ..config };
             PageTable::new(self.pool, config)
+                .inspect_err(|error| eprintln!("No table of {format}: {error}"))
         };
         let Ok(shape) = table().map(|table| Shape::of(&table)) else {
             return;

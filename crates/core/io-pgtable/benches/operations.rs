@@ -83,11 +83,9 @@ struct Bench {
 
 impl Visitor for Bench {
     fn visit<F: Format>(&mut self, name: &'static str, config: Config<F>) {
-        let Ok(table) = PageTable::new(self.pool, copy(&config)) else {
+        let Some(shape) = table(name, &config, self.pool).map(|table| Shape::of(&table)) else {
             return;
         };
-        let shape = Shape::of(&table);
-        drop(table);
         let section = Section { name, config, shape };
         self.report.begin(name);
         for case in cases(&section.shape) {
@@ -99,9 +97,17 @@ impl Visitor for Bench {
     }
 }
 
-/// `Config` is `Clone` only where the format itself is.
-fn copy<F: Format>(config: &Config<F>) -> Config<F> {
-    Config { aperture: config.aperture.clone(), ..*config }
+/// An empty table of the format called `name`, when nobody uses the pool.
+fn table<F: Format>(
+    name: &str,
+    config: &Config<F>,
+    pool: &'static Pool,
+) -> Option<PageTable<F, &'static Pool>> {
+    pool.reset();
+    // `Config` is `Clone` only where the format itself is.
+    let config = Config { aperture: config.aperture.clone(), ..*config };
+    let table = PageTable::new(pool, config);
+    table.inspect_err(|error| eprintln!("No table of {name}: {error}")).ok()
 }
 
 /// The tables of one format.
@@ -112,10 +118,8 @@ struct Section<F: Format> {
 }
 
 impl<F: Format> Section<F> {
-    /// An empty table, when nobody uses the pool.
     fn table(&self, pool: &'static Pool) -> Option<PageTable<F, &'static Pool>> {
-        pool.reset();
-        PageTable::new(pool, copy(&self.config)).ok()
+        table(self.name, &self.config, pool)
     }
 
     fn peers(&self, pool: &'static Pool) -> Peers {
