@@ -133,7 +133,7 @@ pub(crate) struct AccessObject {
 }
 
 impl AccessObject {
-    fn ioas(&self) -> Result<u32> {
+    pub(crate) fn ioas(&self) -> Result<u32> {
         match self.ioas {
             Some(ioas) => Ok(ioas),
             None => refuse(Errno::ENOENT, "the access object has no IOAS"),

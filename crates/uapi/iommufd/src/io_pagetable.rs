@@ -341,6 +341,11 @@ impl IoPageTable {
         before.into_iter().chain(after).map(|(&first, area)| first..=area.last)
     }
 
+    /// The first IOVA of the area that `number` others are before.
+    pub(crate) fn area_by_number(&self, number: usize) -> Option<u64> {
+        self.areas.keys().nth(number).copied()
+    }
+
     /// First and last IOVA of the first area that overlaps `first..=last`.
     fn first_area(&self, first: u64, last: u64) -> Option<(u64, u64)> {
         let range = self.ranges_from(first).next()?;

@@ -163,6 +163,7 @@ impl Context {
 
     /// `IOMMU_IOAS_COPY`.
     pub(crate) fn ioas_copy(&self, command: &mut Command<'_, abi::IoasCopy>) -> Result<()> {
+        self.convert_copy(&mut command.argument);
         let argument = command.argument;
         if argument.flags & !MAP_FLAGS != 0 {
             return refuse(Errno::EOPNOTSUPP, "an unknown flag is set");

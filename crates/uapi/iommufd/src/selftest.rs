@@ -18,6 +18,7 @@ mod domain;
 mod driver;
 mod nested;
 mod pages;
+mod syz;
 mod viommu;
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::abi::{Argument, iommufd as abi, type1};
 use crate::client::Client;
 use crate::command::{read, read_value};
+use crate::selftest::abi::TestCmd;
 
 /// The name of an ioctl on a context and its structure as it is in the caller's memory now: called
 /// before and after the ioctl, it shows what went in and what came out.
@@ -149,6 +150,9 @@ pub fn describe(command: u32, argument: u64, client: &dyn Client) -> Option<Stri
                 .hex("length", a.length)
                 .hex("out_phys", a.out_phys)
         }),
+        0xa0 => {
+            at.fields(|a: TestCmd, f| f.name("op", a.op.into(), TEST_OPERATIONS).number("id", a.id))
+        }
         _ => None,
     };
     fields.or_else(|| describe_container(command, argument, client))
@@ -199,6 +203,34 @@ fn describe_container(command: u32, argument: u64, client: &dyn Client) -> Optio
 
 const MAP_FLAGS: &[&str] = &["FIXED_IOVA", "WRITEABLE", "READABLE"];
 const HWPT_FLAGS: &[&str] = &["NEST_PARENT", "DIRTY_TRACKING", "FAULT_ID_VALID", "PASID"];
+
+/// `IOMMU_TEST_OP_*`, which count from 1.
+const TEST_OPERATIONS: &[&str] = &[
+    "0",
+    "ADD_RESERVED",
+    "MOCK_DOMAIN",
+    "MD_CHECK_MAP",
+    "MD_CHECK_REFS",
+    "CREATE_ACCESS",
+    "DESTROY_ACCESS_PAGES",
+    "ACCESS_PAGES",
+    "ACCESS_RW",
+    "SET_TEMP_MEMORY_LIMIT",
+    "MOCK_DOMAIN_REPLACE",
+    "ACCESS_REPLACE_IOAS",
+    "MOCK_DOMAIN_FLAGS",
+    "DIRTY",
+    "MD_CHECK_IOTLB",
+    "TRIGGER_IOPF",
+    "DEV_CHECK_CACHE",
+    "TRIGGER_VEVENT",
+    "PASID_ATTACH",
+    "PASID_REPLACE",
+    "PASID_DETACH",
+    "PASID_CHECK_HWPT",
+    "DMABUF_GET",
+    "DMABUF_REVOKE",
+];
 
 /// Ranges that are shown of an array.
 const SHOWN_RANGES: u32 = 8;

@@ -380,7 +380,7 @@ pub const IOTLB_ENTRIES: usize = 4;
 /// `MOCK_DEV_CACHE_NUM`.
 pub const DEVICE_CACHE_ENTRIES: usize = 4;
 /// `IOMMU_TEST_DEV_CACHE_DEFAULT`: what a mock device has cached at first.
-pub const DEVICE_CACHE_DEFAULT: u32 = 0x0bad_dad;
+pub const DEVICE_CACHE_DEFAULT: u32 = 0x00ba_ddad;
 
 /// `IOMMU_HWPT_INVALIDATE_DATA_SELFTEST`.
 pub const HWPT_INVALIDATE_DATA: u32 = 0xdead_beef;

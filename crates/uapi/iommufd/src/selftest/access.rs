@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use lychgate_types::{Errno, PhysAddr, PhysRun};
 
 use super::check::frame_of;
-use super::{TestCommand, abi};
+use super::{TestCommand, abi, syz};
 use crate::access::{Access, AccessOps};
 use crate::client::Client;
 use crate::context::Context;
@@ -158,7 +158,8 @@ pub(super) fn pages(command: &mut TestCommand<'_>) -> Result<()> {
         return refuse(Errno::EOPNOTSUPP, "the access does not pin pages");
     }
     let access = file.access()?;
-    let iova = member.iova;
+    let syz = member.flags & abi::ACCESS_SYZ != 0;
+    let iova = if syz { syz::convert_for(&access, member.iova) } else { member.iova };
     fault_injection::allocation()?;
     let mut items = file.pinned.items();
     let runs = access.pin_pages(iova, member.length, member.flags & abi::ACCESS_WRITE != 0)?;

@@ -1,6 +1,7 @@
 //! Accesses: files through which user space pins and copies.
 
 use lychgate_iommufd::Mm;
+use lychgate_iommufd::abi::iommufd as linux;
 use lychgate_iommufd::selftest::abi::{self, op};
 use lychgate_types::Errno;
 
@@ -176,6 +177,35 @@ fn an_access_that_changes_over_lets_go_of_what_it_had_pinned() {
     assert_eq!(world.destroy(second), Err(Errno::EBUSY));
     world.close(fd);
     world.destroy(second).unwrap();
+}
+
+#[test]
+fn a_fuzzer_names_areas_by_number() {
+    let world = World::new();
+    let ioas = world.ioas();
+    world.map(ioas, BASE, PAGE, IOVA).unwrap();
+    world.map(ioas, BASE + PAGE, 2 * PAGE, IOVA + 8 * PAGE).unwrap();
+    let fd = world.access(ioas, PINS).unwrap();
+    let pin = |iova, uptr| {
+        let flags = abi::ACCESS_SYZ;
+        let member = abi::AccessPages { flags, iova, length: PAGE, uptr, ..Default::default() };
+        world.test(op::ACCESS_PAGES, fd, member).map(drop)
+    };
+    pin(1 | PAGE << 32, BASE + 2 * PAGE).unwrap();
+    pin(0, BASE).unwrap();
+    assert_eq!(pin(2, 0), Err(Errno::ENOENT));
+    world.close(fd);
+    let copy = linux::IoasCopy {
+        flags: abi::ACCESS_SYZ | linux::MAP_FIXED_IOVA | linux::MAP_READABLE,
+        dst_ioas_id: ioas,
+        src_ioas_id: ioas,
+        length: PAGE,
+        dst_iova: IOVA + 16 * PAGE,
+        src_iova: 1 | PAGE << 32,
+        ..Default::default()
+    };
+    let (after, _) = world.call(copy).unwrap();
+    assert_eq!((after.src_iova, after.flags & abi::ACCESS_SYZ), (IOVA + 9 * PAGE, 0));
 }
 
 #[test]

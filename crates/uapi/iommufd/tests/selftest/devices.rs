@@ -32,6 +32,14 @@ fn an_operation_that_does_not_exist_is_not_supported() {
 }
 
 #[test]
+fn a_trace_names_the_operation() {
+    let world = World::new();
+    let _ = world.test(op::DIRTY, 7, abi::DirtyPages::default());
+    let text = world.context.describe(&world.process, TestCmd::COMMAND, SCRATCH);
+    assert_eq!(text.unwrap(), "IOMMU_TEST_CMD, {op=DIRTY, id=7}");
+}
+
+#[test]
 fn a_mock_device_is_attached_to_an_ioas_as_it_is_made() {
     let world = World::new();
     let ioas = world.ioas();
