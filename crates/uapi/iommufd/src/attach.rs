@@ -1,17 +1,20 @@
-//! Attaching groups to page tables (`iommufd_hw_pagetable_attach` and its neighbours).
+//! Attaching groups, and PASIDs of them, to page tables (`iommufd_hw_pagetable_attach` and its
+//! neighbours).
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use lychgate_iommu::{Domain, GroupId, ReservedKind};
+use lychgate_iommu::{AttachHandle, ReservedKind};
 use lychgate_types::{Errno, Pasid};
 
 use crate::context::Context;
 use crate::error::{Result, refuse};
-use crate::objects::{DeviceObject, Object};
+use crate::fault_injection::allocation;
+use crate::handle::Handle;
+use crate::objects::{DeviceObject, Object, PageTable};
 use crate::observer::Event;
 use crate::reserved::ReservedBy;
-use crate::state::{Attachment, State};
+use crate::state::{Attachment, Place, State};
 
 /// How a device comes to a page table.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,6 +23,25 @@ pub(crate) enum Way {
     Attach,
     /// Its group changes over.
     Replace,
+}
+
+/// Which requests of which device.
+#[derive(Clone, Copy)]
+struct Requests {
+    id: u32,
+    device: DeviceObject,
+    pasid: Pasid,
+}
+
+impl Requests {
+    fn place(&self) -> Place {
+        (self.device.group, self.pasid)
+    }
+
+    /// Whether they are those without a PASID: what devices reserve concerns these alone.
+    fn is_rid(&self) -> bool {
+        self.pasid == Pasid::NONE
+    }
 }
 
 impl Context {
@@ -33,16 +55,13 @@ impl Context {
         pt_id: u32,
         way: Way,
     ) -> Result<u32> {
-        if pasid != Pasid::NONE {
-            return refuse(Errno::EOPNOTSUPP, "no device here has PASIDs");
-        }
-        let device = state.objects.device(id)?;
+        let requests = Requests { id, device: state.objects.device(id)?, pasid };
         match state.objects.get(pt_id)? {
-            Object::Hwpt(_) => {
-                self.change_hwpt(state, id, &device, pt_id, way)?;
+            Object::Hwpt(_) | Object::Nested(_) => {
+                self.change_hwpt(state, &requests, pt_id, way)?;
                 Ok(pt_id)
             }
-            Object::Ioas(_) => self.change_ioas(state, id, &device, pt_id, way),
+            Object::Ioas(_) => self.change_ioas(state, &requests, pt_id, way),
             other => refuse(
                 Errno::EINVAL,
                 format!("object {pt_id} is {}, nothing to attach to", other.kind()),
@@ -53,13 +72,11 @@ impl Context {
     /// Detaches the requests of a device with `pasid`, or without one for [`Pasid::NONE`], if they
     /// are attached, and destroys the page table that was made for it.
     pub(crate) fn detach(&self, state: &mut State, id: u32, pasid: Pasid) {
-        if pasid != Pasid::NONE {
-            return;
-        }
         let Ok(device) = state.objects.device(id) else {
             return;
         };
-        let Some(attachment) = state.attached.get_mut(&device.group) else {
+        let requests = Requests { id, device, pasid };
+        let Some(attachment) = state.attached.get_mut(&requests.place()) else {
             return;
         };
         let Some(index) = attachment.devices.iter().position(|attached| *attached == id) else {
@@ -67,31 +84,55 @@ impl Context {
         };
         attachment.devices.remove(index);
         let hwpt = attachment.hwpt;
+        let pins = attachment.unpin(|device| device == id);
         if attachment.devices.is_empty() {
-            state.attached.remove(&device.group);
-            self.lock_iommu().detach_group(device.group);
+            let handle = Arc::clone(&attachment.handle);
+            state.attached.remove(&requests.place());
+            match requests.is_rid() {
+                true => self.lock_iommu().detach_group(device.group),
+                false => self.lock_iommu().detach_pasid(device.group, pasid),
+            }
+            handle.end();
         }
-        self.unreserve(state, hwpt, &[id]);
-        self.observer.event(&Event::Detached { device: device.bdf });
+        state.put_all(&pins);
+        if requests.is_rid() {
+            self.unreserve(state, hwpt, &[id]);
+            self.observer.event(&Event::Detached { device: device.bdf });
+        }
         self.put_hwpt(state, hwpt, 1);
     }
 
-    /// Whether a device is attached.
+    /// Detaches all requests of a device, those with PASIDs first.
+    pub(crate) fn detach_all(&self, state: &mut State, id: u32) {
+        for pasid in Self::attached_pasids(state, id) {
+            self.detach(state, id, pasid);
+        }
+        self.detach(state, id, Pasid::NONE);
+    }
+
+    /// The PASIDs of a device that are attached, ascending.
+    pub(crate) fn attached_pasids(state: &State, id: u32) -> Vec<Pasid> {
+        let mine = |(_, attachment): &(&Place, &Attachment)| attachment.devices.contains(&id);
+        let pasids = state.attached.iter().filter(mine).map(|((_, pasid), _)| *pasid);
+        pasids.filter(|pasid| *pasid != Pasid::NONE).collect()
+    }
+
+    /// Whether the requests of a device without PASID are attached.
     pub(crate) fn is_attached(state: &State, id: u32) -> bool {
-        state.attached.values().any(|attachment| attachment.devices.contains(&id))
+        let is_rid = |place: &Place| place.1 == Pasid::NONE;
+        state.attached.iter().any(|(at, on)| is_rid(at) && on.devices.contains(&id))
     }
 
     fn change_hwpt(
         &self,
         state: &mut State,
-        id: u32,
-        device: &DeviceObject,
+        requests: &Requests,
         hwpt: u32,
         way: Way,
     ) -> Result<()> {
         match way {
-            Way::Attach => self.attach(state, id, device, hwpt),
-            Way::Replace => self.replace(state, id, device, hwpt),
+            Way::Attach => self.attach(state, requests, hwpt),
+            Way::Replace => self.replace(state, requests, hwpt),
         }
     }
 
@@ -100,8 +141,7 @@ impl Context {
     fn change_ioas(
         &self,
         state: &mut State,
-        id: u32,
-        device: &DeviceObject,
+        requests: &Requests,
         ioas: u32,
         way: Way,
     ) -> Result<u32> {
@@ -109,33 +149,37 @@ impl Context {
             if !state.objects.hwpt(hwpt).is_ok_and(|hwpt| hwpt.auto) {
                 continue;
             }
-            match self.change_hwpt(state, id, device, hwpt, way) {
+            match self.change_hwpt(state, requests, hwpt, way) {
                 Ok(()) => return Ok(hwpt),
                 Err(refusal) if refusal.errno == Errno::EINVAL => {}
                 Err(refusal) => return Err(refusal),
             }
         }
-        let hwpt = self.new_hwpt(state, device, ioas, Default::default(), None)?;
-        state.objects.set_auto(hwpt);
+        let hwpt = self.new_hwpt(state, &requests.device, ioas, Default::default(), None)?;
         state.objects.publish(hwpt);
         // Attaching comes first, so that what does not fit is told before anything is pinned.
         let result = match way {
-            Way::Attach => self.attach(state, id, device, hwpt).and_then(|()| {
-                self.fill_hwpt(state, hwpt).inspect_err(|_| self.detach(state, id, Pasid::NONE))
+            Way::Attach => self.attach(state, requests, hwpt).and_then(|()| {
+                let detach = |state: &mut State| self.detach(state, requests.id, requests.pasid);
+                self.fill_hwpt(state, hwpt).inspect_err(|_| detach(state))
             }),
             Way::Replace => {
-                self.fill_hwpt(state, hwpt).and_then(|()| self.replace(state, id, device, hwpt))
+                self.fill_hwpt(state, hwpt).and_then(|()| self.replace(state, requests, hwpt))
             }
         };
         if let Err(refusal) = result {
             self.destroy_object(state, hwpt);
             return Err(refusal);
         }
+        if let Ok(hwpt) = state.objects.hwpt_mut(hwpt) {
+            hwpt.auto = true;
+        }
         Ok(hwpt)
     }
 
-    fn attach(&self, state: &mut State, id: u32, device: &DeviceObject, hwpt: u32) -> Result<()> {
-        let attachment = state.attached.get(&device.group);
+    fn attach(&self, state: &mut State, requests: &Requests, hwpt: u32) -> Result<()> {
+        let Requests { id, device, .. } = *requests;
+        let attachment = state.attached.get(&requests.place());
         if let Some(attachment) = attachment {
             if attachment.devices.contains(&id) {
                 return refuse(Errno::EBUSY, format!("device {} is attached already", device.bdf));
@@ -148,20 +192,36 @@ impl Context {
             }
         }
         let first = attachment.is_none();
-        self.reserve(state, hwpt, device.group, &[id])?;
-        if first && let Err(refusal) = self.attach_group(state, device.group, hwpt) {
-            self.unreserve(state, hwpt, &[id]);
-            return Err(refusal);
+        allocation()?;
+        if requests.is_rid() {
+            self.reserve(state, hwpt, &device, &[id])?;
         }
-        let attachment = Attachment { hwpt, devices: Vec::new() };
-        state.attached.entry(device.group).or_insert(attachment).devices.push(id);
+        if first {
+            match self.attach_first(state, requests, hwpt) {
+                Ok(handle) => {
+                    let attachment = Attachment { hwpt, devices: vec![], handle, pins: vec![] };
+                    state.attached.insert(requests.place(), attachment);
+                }
+                Err(refusal) => {
+                    if requests.is_rid() {
+                        self.unreserve(state, hwpt, &[id]);
+                    }
+                    return Err(refusal);
+                }
+            }
+        }
+        if let Some(attachment) = state.attached.get_mut(&requests.place()) {
+            attachment.devices.push(id);
+        }
         state.objects.hold(hwpt);
-        self.tell_attached(state, device, hwpt);
+        state.pin_vdevices(requests.place(), &[id]);
+        self.tell_attached(state, requests, hwpt);
         Ok(())
     }
 
-    fn replace(&self, state: &mut State, id: u32, device: &DeviceObject, hwpt: u32) -> Result<()> {
-        let attachment = state.attached.get(&device.group);
+    fn replace(&self, state: &mut State, requests: &Requests, hwpt: u32) -> Result<()> {
+        let Requests { id, device, .. } = *requests;
+        let attachment = state.attached.get(&requests.place());
         let Some(attachment) = attachment.filter(|attachment| attachment.devices.contains(&id))
         else {
             return refuse(Errno::EINVAL, format!("device {} is not attached", device.bdf));
@@ -171,48 +231,82 @@ impl Context {
             return Ok(());
         }
         let devices = attachment.devices.clone();
-        let moves = state.objects.hwpt(old)?.ioas != state.objects.hwpt(hwpt)?.ioas;
+        let moves = requests.is_rid() && ioas_of(state, old)? != ioas_of(state, hwpt)?;
         if moves {
-            self.reserve(state, hwpt, device.group, &devices)?;
+            self.reserve(state, hwpt, &device, &devices)?;
         }
-        if let Err(refusal) = self.attach_group(state, device.group, hwpt) {
-            if moves {
-                self.unreserve(state, hwpt, &devices);
+        let handle = match self.attach_instead(state, requests, hwpt) {
+            Ok(handle) => handle,
+            Err(refusal) => {
+                if moves {
+                    self.unreserve(state, hwpt, &devices);
+                }
+                return Err(refusal);
             }
-            return Err(refusal);
+        };
+        let mut pins = Vec::new();
+        if let Some(attachment) = state.attached.get_mut(&requests.place()) {
+            attachment.hwpt = hwpt;
+            std::mem::replace(&mut attachment.handle, handle).end();
+            pins = attachment.unpin(|_| true);
         }
+        state.put_all(&pins);
+        state.pin_vdevices(requests.place(), &devices);
         if moves {
             self.unreserve(state, old, &devices);
-        }
-        if let Some(attachment) = state.attached.get_mut(&device.group) {
-            attachment.hwpt = hwpt;
         }
         for id in &devices {
             state.objects.hold(hwpt);
             if let Ok(device) = state.objects.device(*id) {
-                self.tell_attached(state, &device, hwpt);
+                self.tell_attached(state, &Requests { id: *id, device, ..*requests }, hwpt);
             }
         }
         self.put_hwpt(state, old, devices.len());
         Ok(())
     }
 
-    /// Attaches a group to the domain of a page table.
-    fn attach_group(&self, state: &State, group: GroupId, hwpt: u32) -> Result<()> {
-        let domain = Domain::Paging(Arc::clone(&state.objects.hwpt(hwpt)?.domain));
-        Ok(self.lock_iommu().attach_group(group, self.owner, domain)?)
+    /// Attaches the group, or a PASID of it, which is attached to nothing.
+    fn attach_first(&self, state: &State, requests: &Requests, hwpt: u32) -> Result<Arc<Handle>> {
+        let (table, handle) = prepare(state, requests, hwpt)?;
+        let leave = Arc::<Handle>::clone(&handle) as Arc<dyn AttachHandle>;
+        let (group, pasid) = requests.place();
+        let mut iommu = self.lock_iommu();
+        match requests.is_rid() {
+            true => iommu.attach_group_handle(group, self.owner, table.domain, leave)?,
+            false => iommu.attach_pasid(group, self.owner, pasid, table.domain, Some(leave))?,
+        }
+        Ok(handle)
+    }
+
+    /// Attaches the group, or a PASID of it, to something else.
+    fn attach_instead(&self, state: &State, requests: &Requests, hwpt: u32) -> Result<Arc<Handle>> {
+        let (table, handle) = prepare(state, requests, hwpt)?;
+        let leave = Arc::<Handle>::clone(&handle) as Arc<dyn AttachHandle>;
+        let (group, pasid) = requests.place();
+        let mut iommu = self.lock_iommu();
+        match requests.is_rid() {
+            true => iommu.replace_group_handle(group, self.owner, table.domain, leave)?,
+            false => iommu.replace_pasid(group, self.owner, pasid, table.domain, leave)?,
+        }
+        Ok(handle)
     }
 
     /// Keeps the IOAS of a page table from using what devices of a group reserve
     /// (`iopt_table_enforce_dev_resv_regions`).
-    fn reserve(&self, state: &mut State, hwpt: u32, group: GroupId, devices: &[u32]) -> Result<()> {
-        let regions = self.lock_iommu().reserved_regions(group);
+    fn reserve(
+        &self,
+        state: &mut State,
+        hwpt: u32,
+        device: &DeviceObject,
+        devices: &[u32],
+    ) -> Result<()> {
+        let regions = self.lock_iommu().reserved_regions(device.group);
         let ranges: Vec<RangeInclusive<u64>> = regions
             .iter()
             .filter(|region| region.kind != ReservedKind::DirectRelaxable)
             .map(|region| region.first.get()..=region.last.get())
             .collect();
-        let ioas = state.objects.hwpt(hwpt)?.ioas;
+        let ioas = ioas_of(state, hwpt)?;
         let ioas = state.objects.ioas_mut(ioas)?;
         for id in devices {
             for range in &ranges {
@@ -226,7 +320,7 @@ impl Context {
     }
 
     fn unreserve(&self, state: &mut State, hwpt: u32, devices: &[u32]) {
-        let Ok(ioas) = state.objects.hwpt(hwpt).map(|hwpt| hwpt.ioas) else {
+        let Ok(ioas) = ioas_of(state, hwpt) else {
             return;
         };
         if let Ok(ioas) = state.objects.ioas_mut(ioas) {
@@ -245,10 +339,55 @@ impl Context {
         }
     }
 
-    fn tell_attached(&self, state: &State, device: &DeviceObject, hwpt: u32) {
-        let ioas = state.objects.hwpt(hwpt).and_then(|hwpt| state.objects.ioas(hwpt.ioas));
-        if let Ok(ioas) = ioas {
-            self.observer.event(&Event::Attached { device: device.bdf, ioas: ioas.serial });
+    fn tell_attached(&self, state: &State, requests: &Requests, hwpt: u32) {
+        let ioas = ioas_of(state, hwpt).and_then(|ioas| state.objects.ioas(ioas));
+        if let Ok(ioas) = ioas
+            && requests.is_rid()
+        {
+            self.observer
+                .event(&Event::Attached { device: requests.device.bdf, ioas: ioas.serial });
         }
+    }
+}
+
+/// The IOAS of a page table, or of its second stage.
+fn ioas_of(state: &State, hwpt: u32) -> Result<u32> {
+    let paging = state.objects.page_table(hwpt)?.paging;
+    Ok(state.objects.hwpt(paging)?.ioas)
+}
+
+/// The page table, if the requests may be attached to it, and a handle to leave.
+fn prepare(state: &State, requests: &Requests, hwpt: u32) -> Result<(PageTable, Arc<Handle>)> {
+    let table = state.objects.page_table(hwpt)?;
+    check_pasid(state, requests, &table)?;
+    allocation()?;
+    let faults = table.faults.as_ref().map(|faults| Arc::clone(&faults.queue));
+    Ok((table, Handle::new(requests.id, faults)))
+}
+
+/// Page tables of one group are all for PASIDs, or none is attached to a PASID
+/// (`iommufd_hwpt_pasid_compat`).
+fn check_pasid(state: &State, requests: &Requests, table: &PageTable) -> Result<()> {
+    let group = requests.device.group;
+    if requests.is_rid() {
+        let attached = |(at, pasid): &Place| *at == group && *pasid != Pasid::NONE;
+        if !table.pasid && state.attached.keys().any(attached) {
+            return refuse(
+                Errno::EINVAL,
+                "PASIDs are attached, and the page table is not allocated for that",
+            );
+        }
+        return Ok(());
+    }
+    if !table.pasid {
+        return refuse(Errno::EINVAL, "the page table is not allocated for PASIDs");
+    }
+    let rid = state.attached.get(&(group, Pasid::NONE));
+    match rid.map(|rid| state.objects.page_table(rid.hwpt)) {
+        Some(Ok(table)) if !table.pasid => refuse(
+            Errno::EINVAL,
+            "the page table for requests without PASID is not allocated for PASIDs beside it",
+        ),
+        _ => Ok(()),
     }
 }

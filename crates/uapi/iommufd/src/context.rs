@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::ops::Deref;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -9,7 +10,8 @@ use lychgate_iommu::{Iommu, Owner};
 
 use crate::client::Client;
 use crate::error::Result;
-use crate::file::{OpenFile, Reply};
+use crate::file::{MmapRequest, OpenFile, Reply};
+use crate::mmap::Regions;
 use crate::observer::Observer;
 use crate::selftest::Selftest;
 use crate::state::State;
@@ -53,6 +55,8 @@ pub struct Context {
     pub(crate) owner: Owner,
     /// What `IOMMU_TEST_CMD` drives.
     pub(crate) selftest: Option<Arc<Selftest>>,
+    /// What clients can map.
+    pub(crate) regions: Arc<Regions>,
     state: Mutex<State>,
 }
 
@@ -86,6 +90,7 @@ impl Context {
             observer,
             owner: Owner(NEXT_OWNER.fetch_add(1, Ordering::Relaxed)),
             selftest,
+            regions: Arc::new(Regions::new()),
             state: Mutex::new(State::new(config.node)),
         })
     }
@@ -177,6 +182,14 @@ impl OpenFile for Context {
 
     fn ioctl(&self, client: &dyn Client, command: u32, argument: u64) -> Result<Reply> {
         self.dispatch(client, command, argument)
+    }
+
+    fn mmap(&self, request: &MmapRequest) -> Result<()> {
+        self.regions.check(request)
+    }
+
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        self.regions.file()
     }
 
     fn describe(&self, client: &dyn Client, command: u32, argument: u64) -> Option<String> {

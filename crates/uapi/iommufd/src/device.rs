@@ -39,31 +39,62 @@ impl BoundDevice {
         &self.context
     }
 
-    /// Attaches the device to an IOAS or a page table, and gives the number of the page table
-    /// (`iommufd_device_attach`).
+    /// Attaches the device's requests without PASID to an IOAS or a page table, and gives the number of
+    /// the page table (`iommufd_device_attach`).
     ///
     /// `ENOENT` when nothing has the number; `EINVAL` for another kind of object, for a page table
-    /// that does not fit the device, and when another device of the group is attached to another
-    /// one; `EBUSY` when the device is attached; `EADDRINUSE` when what is mapped collides with what
-    /// the device reserves or the page table cannot hold; `EFAULT` and `ENOMEM` from pinning.
+    /// that does not fit the device, when another device of the group is attached to another
+    /// one, and when PASIDs are attached and the page table is not allocated for that; `EBUSY` when
+    /// the device is attached; `EADDRINUSE` when what is mapped collides with what the device
+    /// reserves or the page table cannot hold; `ENODEV` when the page table has a fault queue and the
+    /// device cannot ask for pages; `EFAULT` and `ENOMEM` from pinning. For a nested page table of a
+    /// vIOMMU, `ENOENT` also when the device has no virtual id there that it needs.
     pub fn attach(&self, pt_id: u32) -> Result<u32> {
-        self.context.change_pt(&mut self.context.lock(), self.id, Pasid::NONE, pt_id, Way::Attach)
+        self.attach_pasid(Pasid::NONE, pt_id)
+    }
+
+    /// As [`BoundDevice::attach`], for its requests with a PASID; `pasid` may be [`Pasid::NONE`].
+    ///
+    /// `EINVAL` also for a page table that is not allocated for PASIDs, or beside one; for an IOAS,
+    /// whose automatic page tables are not; and for a PASID that passes what the device can use.
+    /// `EOPNOTSUPP` when the IOMMU attaches no PASIDs.
+    pub fn attach_pasid(&self, pasid: Pasid, pt_id: u32) -> Result<u32> {
+        let mut state = self.context.lock();
+        self.context.change_pt(&mut state, self.id, pasid, pt_id, Way::Attach)
     }
 
     /// Attaches the device's group to something else, without a moment in between in which it is
-    /// attached to nothing (`iommufd_device_replace`). On an error the old attachment stays.
+    /// attached to nothing (`iommufd_device_replace`). On an error the old attachment stays. Faults
+    /// that came through it and are not answered are answered `Invalid`.
     ///
     /// `EINVAL` when the device is not attached; else as [`BoundDevice::attach`].
     pub fn replace(&self, pt_id: u32) -> Result<u32> {
-        self.context.change_pt(&mut self.context.lock(), self.id, Pasid::NONE, pt_id, Way::Replace)
+        self.replace_pasid(Pasid::NONE, pt_id)
     }
 
-    /// Detaches the device; nothing happens when it is not attached (`iommufd_device_detach`).
+    /// As [`BoundDevice::replace`], for its requests with a PASID.
+    pub fn replace_pasid(&self, pasid: Pasid, pt_id: u32) -> Result<u32> {
+        let mut state = self.context.lock();
+        self.context.change_pt(&mut state, self.id, pasid, pt_id, Way::Replace)
+    }
+
+    /// Detaches the device's requests without PASID; nothing happens when they are not attached
+    /// (`iommufd_device_detach`). Faults that are not answered are answered `Invalid`.
     pub fn detach(&self) {
-        self.context.detach(&mut self.context.lock(), self.id, Pasid::NONE);
+        self.detach_pasid(Pasid::NONE);
     }
 
-    /// Whether the device is attached to a page table.
+    /// As [`BoundDevice::detach`], for its requests with a PASID.
+    pub fn detach_pasid(&self, pasid: Pasid) {
+        self.context.detach(&mut self.context.lock(), self.id, pasid);
+    }
+
+    /// The PASIDs of the device that are attached, ascending.
+    pub fn attached_pasids(&self) -> Vec<Pasid> {
+        Context::attached_pasids(&self.context.lock(), self.id)
+    }
+
+    /// Whether the device's requests without PASID are attached to a page table.
     pub fn is_attached(&self) -> bool {
         Context::is_attached(&self.context.lock(), self.id)
     }
@@ -103,7 +134,7 @@ impl Context {
         }
         iommu.claim_dma_owner(device, self.owner)?;
         let enforces_coherency = iommu.capable(device, Capability::EnforceCacheCoherency);
-        let object = DeviceObject { device, bdf, group, enforces_coherency };
+        let object = DeviceObject { device, bdf, group, enforces_coherency, vdevice: None };
         let id = state
             .objects
             .add(Object::Device(object))
@@ -116,7 +147,8 @@ impl Context {
 
     /// Detaches and unbinds a device that [`Context::bind_device`] bound.
     pub(crate) fn unbind_device(&self, state: &mut State, id: u32) {
-        self.detach(state, id, Pasid::NONE);
+        self.detach_all(state, id);
+        self.bury_vdevice(state, id);
         if let Some(Object::Device(object)) = state.objects.remove(id) {
             self.lock_iommu().release_dma_owner(object.device);
         }

@@ -9,6 +9,7 @@ use crate::abi::iommufd as abi;
 use crate::command::Command;
 use crate::context::Context;
 use crate::error::{Result, refuse};
+use crate::fault_injection::allocation;
 use crate::mm::PAGE_SIZE;
 use crate::objects::{DeviceObject, Hwpt, Object};
 use crate::state::State;
@@ -33,34 +34,51 @@ impl Context {
         let Ok(parent) = state.objects.get(argument.pt_id) else {
             return refuse(Errno::EINVAL, format!("no object has the number {}", argument.pt_id));
         };
-        match parent {
-            Object::Ioas(_) => {}
-            Object::Hwpt(_) => return nested(&argument),
+        let id = match parent {
+            Object::Ioas(_) => {
+                let flags = self.paging_flags(&device, argument.flags)?;
+                let bytes = read_data(command)?;
+                let data = user_data(&argument, bytes.as_deref());
+                let id = self.new_hwpt(&mut state, &device, argument.pt_id, flags, data)?;
+                self.undo(&mut state, id, |state| self.fill_hwpt(state, id))?
+            }
+            Object::Hwpt(_) => {
+                let bytes = read_data(command)?;
+                let data = user_data(&argument, bytes.as_deref());
+                self.new_nested_on_hwpt(&mut state, &device, &argument, data)?
+            }
+            Object::Viommu(_) => {
+                let bytes = read_data(command)?;
+                let data = user_data(&argument, bytes.as_deref());
+                self.new_nested_on_viommu(&mut state, &device, &argument, data)?
+            }
             other => {
                 return refuse(
                     Errno::EINVAL,
-                    format!("object {} is {}, no IOAS", argument.pt_id, other.kind()),
+                    format!("no page table can be allocated on {}", other.kind()),
                 );
             }
-        }
-        let flags = self.paging_flags(&device, argument.flags)?;
-        let data = read_data(command)?;
-        let data = data.as_deref().map(|bytes| UserData { kind: argument.data_type, bytes });
-        let id = self.new_hwpt(&mut state, &device, argument.pt_id, flags, data)?;
-        let filled = self.fill_hwpt(&mut state, id).and_then(|()| no_fault_queue(&argument));
-        if let Err(refusal) = filled {
-            self.destroy_object(&mut state, id);
-            return Err(refusal);
-        }
+        };
+        let id = self.undo(&mut state, id, |state| use_faults(state, id, &argument))?;
         drop(state);
         command.argument.out_hwpt_id = id;
-        let answered = command.respond();
-        let mut state = self.lock();
-        match answered {
-            Ok(()) => state.objects.publish(id),
-            Err(_) => self.destroy_object(&mut state, id),
+        self.finish(command, id)
+    }
+
+    /// Takes the next step for a page table, which is destroyed when that fails.
+    fn undo(
+        &self,
+        state: &mut State,
+        id: u32,
+        step: impl FnOnce(&mut State) -> Result<()>,
+    ) -> Result<u32> {
+        match step(state) {
+            Ok(()) => Ok(id),
+            Err(refusal) => {
+                self.destroy_object(state, id);
+                Err(refusal)
+            }
         }
-        answered
     }
 
     /// Allocates a page table for a device in an IOAS. Callers cannot name it yet, and nothing is
@@ -73,10 +91,19 @@ impl Context {
         flags: AllocFlags,
         data: Option<UserData<'_>>,
     ) -> Result<u32> {
+        allocation()?;
         let domain = self.lock_iommu().alloc_paging(device.device, flags, data)?;
         // Decided before anything is mapped: some formats keep it in every entry.
         let coherent = device.enforces_coherency && domain.enforce_cache_coherency();
-        let hwpt = Hwpt { ioas, domain, auto: false, coherent };
+        let hwpt = Hwpt {
+            ioas,
+            domain,
+            auto: false,
+            coherent,
+            nest_parent: flags.nest_parent,
+            pasid: flags.pasid,
+            faults: None,
+        };
         let id = state.objects.add(Object::Hwpt(hwpt))?;
         state.objects.hold(ioas);
         Ok(id)
@@ -84,12 +111,10 @@ impl Context {
 
     /// Maps everything in the IOAS of a new page table into it.
     pub(crate) fn fill_hwpt(&self, state: &mut State, id: u32) -> Result<()> {
-        let Some((ioas, domain)) = state.objects.iter().find_map(|(number, object)| match object {
-            Object::Hwpt(hwpt) if number == id => Some((hwpt.ioas, Arc::clone(&hwpt.domain))),
-            _ => None,
-        }) else {
+        let Some(Object::Hwpt(hwpt)) = state.objects.find(id) else {
             return refuse(Errno::ENOENT, format!("no object has the number {id}"));
         };
+        let (ioas, domain) = (hwpt.ioas, Arc::clone(&hwpt.domain));
         let ioas = state.objects.ioas_mut(ioas)?;
         ioas.table.add_domain(id, &domain)?;
         ioas.hwpts.push(id);
@@ -110,20 +135,23 @@ impl Context {
     }
 }
 
-/// A nested page table, which no driver below has.
-fn nested(argument: &abi::HwptAlloc) -> Result<()> {
-    if argument.flags & !(abi::HWPT_FAULT_ID_VALID | abi::HWPT_ALLOC_PASID) != 0 {
-        return refuse(Errno::EOPNOTSUPP, "a nested page table cannot have these flags");
+/// Lets the faults of a page table go to the queue that its caller names.
+fn use_faults(state: &mut State, id: u32, argument: &abi::HwptAlloc) -> Result<()> {
+    if argument.flags & abi::HWPT_FAULT_ID_VALID == 0 {
+        return Ok(());
     }
-    refuse(Errno::EOPNOTSUPP, "the IOMMU has no nested page tables")
+    let faults = state.objects.faults(argument.fault_id)?;
+    match state.objects.find_mut(id) {
+        Some(Object::Hwpt(hwpt)) => hwpt.faults = Some(faults),
+        Some(Object::Nested(nested)) => nested.faults = Some(faults),
+        _ => return refuse(Errno::ENOENT, format!("no object has the number {id}")),
+    }
+    state.objects.hold(argument.fault_id);
+    Ok(())
 }
 
-/// Fault queues cannot be allocated, so that none has any number.
-fn no_fault_queue(argument: &abi::HwptAlloc) -> Result<()> {
-    if argument.flags & abi::HWPT_FAULT_ID_VALID != 0 {
-        return refuse(Errno::ENOENT, format!("object {} is no fault queue", argument.fault_id));
-    }
-    Ok(())
+fn user_data<'a>(argument: &abi::HwptAlloc, bytes: Option<&'a [u8]>) -> Option<UserData<'a>> {
+    bytes.map(|bytes| UserData { kind: argument.data_type, bytes })
 }
 
 /// The vendor data, for the driver to understand.

@@ -15,6 +15,7 @@ use crate::error::{Result, refuse};
 use crate::fault_injection::allocation;
 use crate::io_pagetable::{Slice, last_of};
 use crate::mm::{Accounting, Mm, PAGE_SIZE, PinSource};
+use crate::objects::Object;
 use crate::observer::Event;
 use crate::pages::{Account, Origin, Pages};
 use crate::state::State;
@@ -29,6 +30,11 @@ impl Context {
     pub(crate) fn destroy(&self, command: &mut Command<'_, abi::Destroy>) -> Result<()> {
         let mut state = self.lock();
         state.objects.check_unused(command.argument.id)?;
+        if let Object::Viommu(viommu) = state.objects.get(command.argument.id)?
+            && viommu.is_mapped(command.client)
+        {
+            return refuse(Errno::EBUSY, "a process maps memory of the vIOMMU");
+        }
         self.destroy_object(&mut state, command.argument.id);
         Ok(())
     }
@@ -40,13 +46,7 @@ impl Context {
         }
         let id = self.lock().add_ioas()?;
         command.argument.out_ioas_id = id;
-        let answered = command.respond();
-        let mut state = self.lock();
-        match answered {
-            Ok(()) => state.objects.publish(id),
-            Err(_) => self.destroy_object(&mut state, id),
-        }
-        answered
+        self.finish(command, id)
     }
 
     /// `IOMMU_IOAS_IOVA_RANGES`.

@@ -3,14 +3,20 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use lychgate_iommu::{DeviceId, GroupId, PagingDomain};
+use lychgate_iommu::{DeviceId, Domain, GroupId, PagingDomain};
 use lychgate_types::{Bdf, Errno};
 
 use crate::access::AccessObject;
 use crate::context::Context;
 use crate::error::{Result, refuse};
+use crate::fault_queue::FaultQueue;
+use crate::hw_queue::HwQueueObject;
 use crate::io_pagetable::IoPageTable;
+use crate::nested_hwpt::NestedHwpt;
 use crate::state::State;
+use crate::vdevice::Vdevice;
+use crate::veventq::Veventq;
+use crate::viommu::Viommu;
 
 /// An IO address space (`struct iommufd_ioas`).
 pub(crate) struct Ioas {
@@ -32,6 +38,35 @@ pub(crate) struct Hwpt {
     pub(crate) auto: bool,
     /// Whether DMA through it always snoops.
     pub(crate) coherent: bool,
+    /// Whether it was allocated to be the second stage of others.
+    pub(crate) nest_parent: bool,
+    /// Whether it was allocated for PASIDs.
+    pub(crate) pasid: bool,
+    /// Where faults go.
+    pub(crate) faults: Option<Faults>,
+}
+
+/// A fault queue that a page table uses.
+#[derive(Clone)]
+pub(crate) struct Faults {
+    /// The number of its object.
+    pub(crate) id: u32,
+    /// The queue itself.
+    pub(crate) queue: Arc<FaultQueue>,
+}
+
+/// What a device needs to know of a page table to be attached to it.
+pub(crate) struct PageTable {
+    /// The page table itself.
+    pub(crate) domain: Domain,
+    /// The number of its second stage, or of itself.
+    pub(crate) paging: u32,
+    /// The vIOMMU that it was allocated on.
+    pub(crate) viommu: Option<u32>,
+    /// Whether it was allocated for PASIDs.
+    pub(crate) pasid: bool,
+    /// Where faults go.
+    pub(crate) faults: Option<Faults>,
 }
 
 /// A bound device (`struct iommufd_device`).
@@ -45,6 +80,8 @@ pub(crate) struct DeviceObject {
     pub(crate) group: GroupId,
     /// Whether its IOMMU can make DMA always snoop.
     pub(crate) enforces_coherency: bool,
+    /// Its vDEVICE.
+    pub(crate) vdevice: Option<u32>,
 }
 
 /// What the selftest keeps as an object, a mock device (`struct selftest_obj`).
@@ -57,12 +94,24 @@ pub(crate) trait SelftestObject: Any + Send {
 pub(crate) enum Object {
     /// An IO address space.
     Ioas(Box<Ioas>),
-    /// A page table.
+    /// A page table of an IOAS (`IOMMUFD_OBJ_HWPT_PAGING`).
     Hwpt(Hwpt),
+    /// A page table of a guest (`IOMMUFD_OBJ_HWPT_NESTED`).
+    Nested(NestedHwpt),
     /// A device.
     Device(DeviceObject),
     /// A kernel user of an IOAS.
     Access(Box<AccessObject>),
+    /// A queue of I/O page faults.
+    Fault(Arc<FaultQueue>),
+    /// A slice of an IOMMU for a guest.
+    Viommu(Viommu),
+    /// A device on a vIOMMU.
+    Vdevice(Vdevice),
+    /// A queue of a vIOMMU's events.
+    Veventq(Veventq),
+    /// A queue of the guest that hardware reads.
+    HwQueue(HwQueueObject),
     /// Something of the selftest.
     Selftest(Box<dyn SelftestObject>),
 }
@@ -73,11 +122,27 @@ impl Object {
         match self {
             Self::Ioas(_) => "an IOAS",
             Self::Hwpt(_) => "a page table",
+            Self::Nested(_) => "a nested page table",
             Self::Device(_) => "a device",
             Self::Access(_) => "an access object",
+            Self::Fault(_) => "a fault queue",
+            Self::Viommu(_) => "a vIOMMU",
+            Self::Vdevice(_) => "a vDEVICE",
+            Self::Veventq(_) => "a vEVENTQ",
+            Self::HwQueue(_) => "a hardware queue",
             Self::Selftest(_) => "an object of the selftest",
         }
     }
+}
+
+/// What a number stands for.
+enum Slot {
+    /// Nothing.
+    Free,
+    /// Nothing, for ever: a vDEVICE whose device went before it (`XA_ZERO_ENTRY`).
+    Tombstone,
+    /// An object.
+    Taken(Entry),
 }
 
 struct Entry {
@@ -92,10 +157,47 @@ struct Entry {
 #[derive(Default)]
 pub(crate) struct Objects {
     /// The object with number n is at n - 1.
-    slots: Vec<Option<Entry>>,
+    slots: Vec<Slot>,
     /// No slot below it is free.
     full_below: usize,
+    /// Slots that are not free.
     count: usize,
+}
+
+/// Look-ups by number that accept one kind: `ENOENT`, also for another one.
+macro_rules! lookups {
+    ($($(#[$doc:meta])* $name:ident, $name_mut:ident: $kind:ident($object:ty), $what:literal;)*) => {
+        impl Objects {
+            $(
+                $(#[$doc])*
+                pub(crate) fn $name(&self, id: u32) -> Result<&$object> {
+                    match self.get(id)? {
+                        Object::$kind(object) => Ok(object),
+                        _ => refuse(Errno::ENOENT, format!(concat!("object {} is no ", $what), id)),
+                    }
+                }
+
+                $(#[$doc])*
+                pub(crate) fn $name_mut(&mut self, id: u32) -> Result<&mut $object> {
+                    match self.get_mut(id)? {
+                        Object::$kind(object) => Ok(object),
+                        _ => refuse(Errno::ENOENT, format!(concat!("object {} is no ", $what), id)),
+                    }
+                }
+            )*
+        }
+    };
+}
+
+lookups! {
+    /// The IOAS with a number.
+    ioas, ioas_mut: Ioas(Ioas), "IOAS";
+    /// The page table of an IOAS with a number.
+    hwpt, hwpt_mut: Hwpt(Hwpt), "page table of an IOAS";
+    /// The access object with a number.
+    access, access_mut: Access(AccessObject), "access object";
+    /// The device with a number.
+    device_ref, device_mut: Device(DeviceObject), "device";
 }
 
 impl Objects {
@@ -106,13 +208,13 @@ impl Objects {
 
     /// Adds an object that callers cannot name yet. `EBUSY` when all 2^31 - 1 numbers are taken.
     pub(crate) fn add(&mut self, object: Object) -> Result<u32> {
-        let taken = self.slots.iter().skip(self.full_below).take_while(|slot| slot.is_some());
-        let index = self.full_below + taken.count();
+        let behind = self.slots.iter().skip(self.full_below);
+        let index = self.full_below + behind.take_while(|slot| !matches!(slot, Slot::Free)).count();
         let id = u32::try_from(index).ok().and_then(|index| index.checked_add(1));
         let Some(id) = id.filter(|id| *id <= i32::MAX.unsigned_abs()) else {
             return refuse(Errno::EBUSY, "no object number is free");
         };
-        let entry = Some(Entry { object, users: 0, visible: false });
+        let entry = Slot::Taken(Entry { object, users: 0, visible: false });
         match self.slots.get_mut(index) {
             Some(slot) => *slot = entry,
             None => self.slots.push(entry),
@@ -131,11 +233,27 @@ impl Objects {
 
     /// Takes an object out, whoever uses it.
     pub(crate) fn remove(&mut self, id: u32) -> Option<Object> {
-        let index = index_of(id)?;
-        let entry = self.slots.get_mut(index)?.take()?;
-        self.full_below = self.full_below.min(index);
+        let object = self.take(id, Slot::Free)?;
+        self.full_below = self.full_below.min(index_of(id)?);
         self.count -= 1;
-        Some(entry.object)
+        Some(object)
+    }
+
+    /// As [`Objects::remove`], and the number is never given out again
+    /// (`iommufd_object_tombstone_user`).
+    pub(crate) fn bury(&mut self, id: u32) -> Option<Object> {
+        self.take(id, Slot::Tombstone)
+    }
+
+    fn take(&mut self, id: u32, leave: Slot) -> Option<Object> {
+        let slot = self.slots.get_mut(index_of(id)?)?;
+        if !matches!(slot, Slot::Taken(_)) {
+            return None;
+        }
+        match std::mem::replace(slot, leave) {
+            Slot::Taken(entry) => Some(entry.object),
+            Slot::Free | Slot::Tombstone => None,
+        }
     }
 
     /// Whether a caller may destroy an object: `ENOENT`, `EBUSY`.
@@ -158,58 +276,72 @@ impl Objects {
         }
     }
 
-    /// The IOAS with a number: `ENOENT`, also for another kind.
-    pub(crate) fn ioas(&self, id: u32) -> Result<&Ioas> {
-        match self.get(id)? {
-            Object::Ioas(ioas) => Ok(ioas),
-            _ => refuse(Errno::ENOENT, format!("object {id} is no IOAS")),
-        }
-    }
-
-    /// As [`Objects::ioas`].
-    pub(crate) fn ioas_mut(&mut self, id: u32) -> Result<&mut Ioas> {
+    fn get_mut(&mut self, id: u32) -> Result<&mut Object> {
         match self.entry_mut(id) {
-            Some(Entry { object: Object::Ioas(ioas), visible: true, .. }) => Ok(ioas),
-            Some(Entry { visible: true, .. }) => {
-                refuse(Errno::ENOENT, format!("object {id} is no IOAS"))
-            }
+            Some(entry) if entry.visible => Ok(&mut entry.object),
             _ => not_found(id),
-        }
-    }
-
-    /// The page table with a number: `ENOENT`, also for another kind.
-    pub(crate) fn hwpt(&self, id: u32) -> Result<&Hwpt> {
-        match self.get(id)? {
-            Object::Hwpt(hwpt) => Ok(hwpt),
-            _ => refuse(Errno::ENOENT, format!("object {id} is no page table")),
         }
     }
 
     /// The device with a number: `ENOENT`, also for another kind.
     pub(crate) fn device(&self, id: u32) -> Result<DeviceObject> {
+        self.device_ref(id).copied()
+    }
+
+    /// The fault queue with a number: `ENOENT`, also for another kind.
+    pub(crate) fn faults(&self, id: u32) -> Result<Faults> {
         match self.get(id)? {
-            Object::Device(device) => Ok(*device),
-            _ => refuse(Errno::ENOENT, format!("object {id} is no device")),
+            Object::Fault(queue) => Ok(Faults { id, queue: Arc::clone(queue) }),
+            _ => refuse(Errno::ENOENT, format!("object {id} is no fault queue")),
         }
     }
 
-    /// The access object with a number: `ENOENT`, also for another kind.
-    pub(crate) fn access(&self, id: u32) -> Result<&AccessObject> {
+    /// The vIOMMU with a number: `ENOENT`, also for another kind.
+    pub(crate) fn viommu(&self, id: u32) -> Result<&Viommu> {
         match self.get(id)? {
-            Object::Access(access) => Ok(access),
-            _ => refuse(Errno::ENOENT, format!("object {id} is no access object")),
+            Object::Viommu(viommu) => Ok(viommu),
+            _ => refuse(Errno::ENOENT, format!("object {id} is no vIOMMU")),
         }
     }
 
-    /// As [`Objects::access`].
-    pub(crate) fn access_mut(&mut self, id: u32) -> Result<&mut AccessObject> {
-        match self.entry_mut(id) {
-            Some(Entry { object: Object::Access(access), visible: true, .. }) => Ok(access),
-            Some(Entry { visible: true, .. }) => {
-                refuse(Errno::ENOENT, format!("object {id} is no access object"))
-            }
-            _ => not_found(id),
+    /// The page table of either kind with a number: `ENOENT`, also for another kind.
+    pub(crate) fn page_table(&self, id: u32) -> Result<PageTable> {
+        match self.get(id)? {
+            Object::Hwpt(hwpt) => Ok(PageTable {
+                domain: Domain::Paging(Arc::clone(&hwpt.domain)),
+                paging: id,
+                viommu: None,
+                pasid: hwpt.pasid,
+                faults: hwpt.faults.clone(),
+            }),
+            Object::Nested(nested) => Ok(PageTable {
+                domain: Domain::Nested(Arc::clone(&nested.domain)),
+                paging: nested.paging,
+                viommu: nested.viommu,
+                pasid: nested.pasid,
+                faults: nested.faults.clone(),
+            }),
+            _ => refuse(Errno::ENOENT, format!("object {id} is no page table")),
         }
+    }
+
+    /// Any object, whether or not callers can name it.
+    pub(crate) fn find(&self, id: u32) -> Option<&Object> {
+        self.entry(id).map(|entry| &entry.object)
+    }
+
+    /// As [`Objects::find`].
+    pub(crate) fn find_mut(&mut self, id: u32) -> Option<&mut Object> {
+        self.entry_mut(id).map(|entry| &mut entry.object)
+    }
+
+    /// The objects that nothing refers to.
+    pub(crate) fn unused(&self) -> Vec<u32> {
+        let unused = |(id, slot): (u32, &Slot)| match slot {
+            Slot::Taken(entry) if entry.users == 0 => Some(id),
+            _ => None,
+        };
+        (1_u32..).zip(&self.slots).filter_map(unused).collect()
     }
 
     /// The selftest's object with a number: `ENOENT`, also for another kind.
@@ -230,8 +362,8 @@ impl Objects {
 
     /// Every IOAS.
     pub(crate) fn ioases_mut(&mut self) -> impl Iterator<Item = &mut Ioas> {
-        self.slots.iter_mut().flatten().filter_map(|entry| match &mut entry.object {
-            Object::Ioas(ioas) => Some(&mut **ioas),
+        self.slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Taken(Entry { object: Object::Ioas(ioas), .. }) => Some(&mut **ioas),
             _ => None,
         })
     }
@@ -246,14 +378,10 @@ impl Objects {
 
     /// All objects with their numbers, also those that callers cannot name yet.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Object)> {
-        (1_u32..).zip(&self.slots).filter_map(|(id, slot)| Some((id, &slot.as_ref()?.object)))
-    }
-
-    /// Marks a page table as made by attaching to its IOAS.
-    pub(crate) fn set_auto(&mut self, id: u32) {
-        if let Some(Entry { object: Object::Hwpt(hwpt), .. }) = self.entry_mut(id) {
-            hwpt.auto = true;
-        }
+        (1_u32..).zip(&self.slots).filter_map(|(id, slot)| match slot {
+            Slot::Taken(entry) => Some((id, &entry.object)),
+            Slot::Free | Slot::Tombstone => None,
+        })
     }
 
     /// Lets something refer to an object, which callers may not be able to name yet.
@@ -272,11 +400,17 @@ impl Objects {
     }
 
     fn entry(&self, id: u32) -> Option<&Entry> {
-        self.slots.get(index_of(id)?)?.as_ref()
+        match self.slots.get(index_of(id)?)? {
+            Slot::Taken(entry) => Some(entry),
+            Slot::Free | Slot::Tombstone => None,
+        }
     }
 
     fn entry_mut(&mut self, id: u32) -> Option<&mut Entry> {
-        self.slots.get_mut(index_of(id)?)?.as_mut()
+        match self.slots.get_mut(index_of(id)?)? {
+            Slot::Taken(entry) => Some(entry),
+            Slot::Free | Slot::Tombstone => None,
+        }
     }
 }
 

@@ -364,6 +364,67 @@ pub struct IovaRange {
     pub last: u64,
 }
 
+/// `struct iommu_hwpt_pgfault`: a fault as a fault queue shows it.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct HwptPgfault {
+    /// `IOMMU_PGFAULT_FLAGS_*`.
+    pub flags: u32,
+    /// Object of the device.
+    pub dev_id: u32,
+    /// With which PASID, if `PASID_VALID` is set.
+    pub pasid: u32,
+    /// Page Request Group Index.
+    pub grpid: u32,
+    /// `IOMMU_PGFAULT_PERM_*`.
+    pub perm: u32,
+    /// 0.
+    pub reserved: u32,
+    /// The page.
+    pub addr: u64,
+    /// A hint of how much will be used, in bytes; 0 for none.
+    pub length: u32,
+    /// What an answer names.
+    pub cookie: u32,
+}
+
+/// `struct iommu_hwpt_page_response`: an answer to a group of faults.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct HwptPageResponse {
+    /// Of the group.
+    pub cookie: u32,
+    /// `IOMMUFD_PAGE_RESP_*`.
+    pub code: u32,
+}
+
+/// `struct iommufd_vevent_header`: before each event of a vEVENTQ.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct VeventHeader {
+    /// `IOMMU_VEVENTQ_FLAG_*`.
+    pub flags: u32,
+    /// Counts events, lost ones too, from 0 to 2^31 - 1 and again.
+    pub sequence: u32,
+}
+
+/// `IOMMU_PGFAULT_FLAGS_PASID_VALID`.
+pub const PGFAULT_FLAGS_PASID_VALID: u32 = 1 << 0;
+/// `IOMMU_PGFAULT_FLAGS_LAST_PAGE`: the last fault of its group.
+pub const PGFAULT_FLAGS_LAST_PAGE: u32 = 1 << 1;
+/// `IOMMUFD_PAGE_RESP_SUCCESS`: the page is there.
+pub const PAGE_RESP_SUCCESS: u32 = 0;
+/// `IOMMUFD_PAGE_RESP_INVALID`: it will never be.
+pub const PAGE_RESP_INVALID: u32 = 1;
+/// `IOMMU_VEVENTQ_FLAG_LOST_EVENTS`: events were lost, and this is no event.
+pub const VEVENTQ_FLAG_LOST_EVENTS: u32 = 1 << 0;
+
 /// `IOMMU_IOAS_MAP_FIXED_IOVA`: map where the caller says.
 pub const MAP_FIXED_IOVA: u32 = 1 << 0;
 /// `IOMMU_IOAS_MAP_WRITEABLE`: devices may write.

@@ -1,6 +1,7 @@
 //! A process: memory for structures, memory that can be pinned, and the books about it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use lychgate_iommufd::{
@@ -264,6 +265,8 @@ pub(crate) struct FakeClient {
     memory: Mutex<Vec<u8>>,
     /// Bytes of the scratch memory from here on cannot be written.
     pub(crate) read_only_from: Mutex<u64>,
+    /// Whether a process maps whatever is asked for, and how often that was asked.
+    mapped: Mutex<(bool, u32)>,
 }
 
 impl FakeClient {
@@ -280,7 +283,16 @@ impl FakeClient {
             ours: Mutex::default(),
             memory: Mutex::new(vec![0; SCRATCH_LEN]),
             read_only_from: Mutex::new(u64::MAX),
+            mapped: Mutex::default(),
         }
+    }
+
+    pub(crate) fn set_mapped(&self, mapped: bool) {
+        self.mapped.lock().unwrap().0 = mapped;
+    }
+
+    pub(crate) fn asked_for_mappings(&self) -> u32 {
+        self.mapped.lock().unwrap().1
     }
 
     pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
@@ -345,6 +357,12 @@ impl Client for FakeClient {
             Some(None) => Err(Errno::EINVAL),
             None => Err(Errno::EBADF),
         }
+    }
+
+    fn is_mapped(&self, _: BorrowedFd<'_>, _: u64, _: u64) -> bool {
+        let mut mapped = self.mapped.lock().unwrap();
+        mapped.1 += 1;
+        mapped.0
     }
 
     fn eventfd(&self, _: i32) -> Result<Arc<dyn EventFd>, Errno> {

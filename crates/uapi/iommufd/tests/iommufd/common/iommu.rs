@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, Weak};
 
 use lychgate_iommu::{
     AllocError, AllocFlags, AttachError, Capability, DirtyBits, DirtyTracking, Domain, Driver,
-    Geometry, HwInfo, MapError, PagingDomain, ProbeError, ReservedRegion, UserData,
+    Geometry, HwInfo, MapError, NestedDomain, NewViommu, PageFault, PageResponse, PagingDomain,
+    ProbeError, ReservedRegion, UserData, ViommuHost, ViommuRequest,
 };
-use lychgate_types::{Errno, Iova, PhysAddr, PhysRun, Prot, RequesterId};
+use lychgate_types::{Errno, Iova, Pasid, PhysAddr, PhysRun, Prot, RequesterId};
+
+use super::nested::{self, FakeNested, FakeViommu, Nesting};
 
 /// What the driver's next domains are and what shall go wrong.
 pub(crate) struct Plan {
@@ -24,6 +27,8 @@ pub(crate) struct Plan {
     /// Devices that only go with domains that were allocated for one of them.
     pub(crate) picky: BTreeSet<u16>,
     pub(crate) last_data: Option<(u32, Vec<u8>)>,
+    /// Besides what has to do with one stage of translation.
+    pub(crate) nesting: Nesting,
 }
 
 pub(crate) struct FakeDriver {
@@ -52,6 +57,7 @@ impl FakeDriver {
             domains: Vec::new(),
             picky: BTreeSet::new(),
             last_data: None,
+            nesting: Nesting::default(),
         };
         Arc::new(Self { plan: Arc::new(Mutex::new(plan)) })
     }
@@ -96,12 +102,13 @@ impl Driver for FakeDriver {
         if let Some(error) = plan.alloc_error {
             return Err(error);
         }
-        if flags.nest_parent {
+        if flags.nest_parent && !plan.nesting.supported {
             return Err(AllocError::Unsupported);
         }
         plan.last_data = data.map(|data| (data.kind, data.bytes.to_vec()));
         let domain = Arc::new(FakeDomain {
             device: device.get(),
+            pasid: flags.pasid,
             geometry: plan.geometry,
             leaves: Mutex::default(),
             tracked: flags.dirty.then(Mutex::default),
@@ -112,8 +119,10 @@ impl Driver for FakeDriver {
     }
 
     fn attach(&self, device: RequesterId, domain: &Domain, _: &Domain) -> Result<(), AttachError> {
-        let Domain::Paging(domain) = domain else {
-            return Ok(());
+        let domain = match domain {
+            Domain::Paging(domain) => domain,
+            Domain::Nested(domain) => return nested::check_attach(domain, device),
+            _ => return Ok(()),
         };
         let plan = self.plan.lock().unwrap();
         let domain = domain.as_any().downcast_ref::<FakeDomain>().unwrap();
@@ -122,11 +131,74 @@ impl Driver for FakeDriver {
         }
         plan.attach_error.get(&device.get()).map_or(Ok(()), |error| Err(*error))
     }
+
+    fn max_pasids(&self, _: RequesterId) -> u32 {
+        self.plan.lock().unwrap().nesting.max_pasids
+    }
+
+    fn attach_pasid(
+        &self,
+        device: RequesterId,
+        pasid: Pasid,
+        domain: &Domain,
+        _: &Domain,
+    ) -> Result<(), AttachError> {
+        let mut plan = self.plan.lock().unwrap();
+        if let (Some(error), false) = (plan.nesting.pasid_error, matches!(domain, Domain::Blocked))
+        {
+            return Err(error);
+        }
+        plan.nesting.pasids.insert((device.get(), pasid.get()), domain.kind());
+        Ok(())
+    }
+
+    fn user_pasid_table(&self, _: RequesterId) -> bool {
+        true
+    }
+
+    fn enable_page_requests(&self, _: RequesterId) -> Result<(), AttachError> {
+        match self.plan.lock().unwrap().nesting.page_requests {
+            true => Ok(()),
+            false => Err(AttachError::NoDevice),
+        }
+    }
+
+    fn page_response(&self, _: RequesterId, last: &PageFault, response: PageResponse) {
+        self.plan.lock().unwrap().nesting.responses.push((last.group, response));
+    }
+
+    fn alloc_nested(
+        &self,
+        _: RequesterId,
+        parent: &Arc<dyn PagingDomain>,
+        pasid: bool,
+        data: UserData<'_>,
+    ) -> Result<Arc<dyn NestedDomain>, AllocError> {
+        let domain = FakeNested::new(parent, pasid, None, data)?;
+        self.plan.lock().unwrap().nesting.domains.push(Arc::downgrade(&domain));
+        Ok(domain)
+    }
+
+    fn supports_viommu(&self, _: RequesterId, kind: u32) -> bool {
+        kind == nested::KIND && self.plan.lock().unwrap().nesting.supported
+    }
+
+    fn viommu_init(
+        &self,
+        _: RequesterId,
+        request: &ViommuRequest<'_>,
+        host: Weak<dyn ViommuHost>,
+    ) -> Result<NewViommu, Errno> {
+        let (viommu, out) = FakeViommu::new(request, host)?;
+        self.plan.lock().unwrap().nesting.viommus.push(Arc::downgrade(&viommu));
+        Ok(NewViommu { viommu, out })
+    }
 }
 
 /// A domain that keeps leaves as hardware would: powers of two, aligned on both sides.
 pub(crate) struct FakeDomain {
     device: u16,
+    pasid: bool,
     geometry: Geometry,
     /// First IOVA to length, physical address and permissions.
     pub(crate) leaves: Mutex<BTreeMap<u64, (u64, u64, Prot)>>,
@@ -217,6 +289,10 @@ impl PagingDomain for FakeDomain {
         }
         assert_eq!(at, end, "a leaf passes the end of what is unmapped");
         len
+    }
+
+    fn supports_pasid(&self) -> bool {
+        self.pasid
     }
 
     fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {

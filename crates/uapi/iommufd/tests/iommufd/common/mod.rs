@@ -2,20 +2,24 @@
 
 mod client;
 mod dma_buf;
+mod files;
 mod iommu;
+mod nested;
 
 use std::sync::{Arc, Mutex};
 
 use lychgate_iommu::{DeviceId, Iommu, PciFunctionInfo, PciKind};
 use lychgate_iommufd::abi::{Argument, iommufd as abi};
 use lychgate_iommufd::{
-    Config, Context, ContextRef, Event, NodeKind, Observer, OpenFile, Refusal, Reply, SharedIommu,
+    Config, Context, ContextRef, Event, NodeKind, Observer, OpenFile, Refusal, SharedIommu,
 };
 use lychgate_types::{Bdf, Errno, RequesterId};
 
 pub(crate) use client::{FakeClient, FakeFile, FakeMm, PHYS, SCRATCH, VA};
 pub(crate) use dma_buf::{BAR, FakeDmaBuf, FakeDmaBufFile};
+pub(crate) use files::Files;
 pub(crate) use iommu::FakeDriver;
+pub(crate) use nested::{BAD_REQUEST, EVENTS, FakeNested, FakeViommu, KIND, MMAP_BYTES, QUEUES};
 
 pub(crate) const PAGE: u64 = 4096;
 
@@ -26,6 +30,8 @@ pub(crate) struct World {
     pub(crate) journal: Arc<Journal>,
     pub(crate) client: FakeClient,
     pub(crate) context: Arc<Context>,
+    /// Files that calls gave to the client.
+    pub(crate) files: Files,
 }
 
 #[derive(Default)]
@@ -53,7 +59,8 @@ impl World {
         let journal = Arc::new(Journal::default());
         let config = Config { node, device_number: (10, 127), allow_unsafe_interrupts: false };
         let context = Context::open(Arc::clone(&iommu), Arc::<Journal>::clone(&journal), config);
-        Self { driver: FakeDriver::new(), iommu, journal, client: FakeClient::new(), context }
+        let (driver, client, files) = (FakeDriver::new(), FakeClient::new(), Files::default());
+        Self { driver, iommu, journal, client, context, files }
     }
 
     /// Another open file on the same machine.
@@ -97,8 +104,9 @@ impl World {
         self.client.put(SCRATCH, argument.as_bytes());
         self.client.put(SCRATCH, &u32::try_from(size_of::<A>()).unwrap().to_le_bytes());
         let result = self.context.ioctl(&self.client, A::COMMAND, SCRATCH);
+        let result = result.and_then(|reply| self.files.take(reply, &self.client));
         let after = A::read_from_bytes(&self.client.get(SCRATCH, size_of::<A>())).unwrap();
-        (after, result.map(|reply| assert!(matches!(reply, Reply::Value(0)))))
+        (after, result.map(|value| assert_eq!(value, 0)))
     }
 
     /// Calls with a structure and gives it as it came back.
@@ -112,11 +120,9 @@ impl World {
 
     /// An ioctl without a structure, or with one of VFIO's.
     pub(crate) fn raw(&self, command: u32, argument: u64) -> Result<i32, Errno> {
-        match self.context.ioctl(&self.client, command, argument) {
-            Ok(Reply::Value(value)) => Ok(value),
-            Ok(_) => panic!("no ioctl here makes a file"),
-            Err(refusal) => Err(refusal.errno),
-        }
+        let result = self.context.ioctl(&self.client, command, argument);
+        let result = result.and_then(|reply| self.files.take(reply, &self.client));
+        result.map_err(|refusal| refusal.errno)
     }
 
     pub(crate) fn ioas(&self) -> u32 {
