@@ -52,6 +52,20 @@ pub enum Error {
         /// First byte of the range that is taken.
         at: Iova,
     },
+    /// A leaf would have to change its size, which the format allows by break-before-make alone
+    /// ([`crate::format::SizeChange::BreakBeforeMake`], `EOPNOTSUPP`).
+    BreakBeforeMake {
+        /// First byte of the leaf.
+        at: Iova,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Another thread has changed the range meanwhile (`EBUSY`). Callers keep off ranges that
+    /// others change, so this is a defect of the caller.
+    Raced {
+        /// Where it was noticed.
+        at: Iova,
+    },
     /// No memory for a table (`ENOMEM`).
     OutOfMemory,
     /// An entry leads to a table that the allocator does not know: the table was
@@ -63,12 +77,14 @@ impl Error {
     /// The errno that Linux gives for it, as documented at each variant.
     pub const fn errno(self) -> Errno {
         match self {
-            Self::Unsupported(_) | Self::Permissions => Errno::EOPNOTSUPP,
+            Self::Unsupported(_) | Self::Permissions | Self::BreakBeforeMake { .. } => {
+                Errno::EOPNOTSUPP
+            }
             Self::Empty | Self::Misaligned { .. } => Errno::EINVAL,
             Self::Overflow => Errno::EOVERFLOW,
             Self::IovaOutOfRange { .. } | Self::OutputOutOfRange { .. } => Errno::ERANGE,
             Self::BeyondTop { .. } => Errno::EAGAIN,
-            Self::Growing => Errno::EBUSY,
+            Self::Growing | Self::Raced { .. } => Errno::EBUSY,
             Self::AlreadyMapped { .. } => Errno::EADDRINUSE,
             Self::OutOfMemory => Errno::ENOMEM,
             Self::Corrupt => Errno::EIO,
@@ -111,6 +127,10 @@ impl fmt::Display for Error {
             }
             Self::Growing => f.write_str("the page table is growing already"),
             Self::AlreadyMapped { at } => write!(f, "{at} is mapped already"),
+            Self::BreakBeforeMake { at, size } => {
+                write!(f, "the page of {size:#x} bytes at {at} cannot change its size while in use")
+            }
+            Self::Raced { at } => write!(f, "{at} was changed by another thread meanwhile"),
             Self::OutOfMemory => f.write_str("out of memory for page tables"),
             Self::Corrupt => f.write_str("an entry leads to memory that is no table"),
         }

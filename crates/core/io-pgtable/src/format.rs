@@ -25,6 +25,37 @@ pub use x86_64::{X86_64, X86_64Options};
 /// Levels of the deepest format (AMD v1, Mode 6).
 pub const LEVELS_LIMIT: usize = 6;
 
+/// How the size of a page may change while hardware translates through it, and nothing else of it
+/// changes: the same memory, permissions and attributes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SizeChange {
+    /// Entry by entry, each by one store. Hardware uses the old size or the new one until it has
+    /// been told to forget the old one, and either leads to the same place.
+    InPlace,
+    /// Only by break-before-make: unmap, invalidate, wait, map anew. Accesses fault in between, so
+    /// it is the owner of the devices who must do it.
+    BreakBeforeMake,
+}
+
+/// What a format says of each kind of [`SizeChange`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SizeChanges {
+    /// An entry that is a leaf comes to lead to a table of smaller leaves, or the other way round.
+    pub tables: SizeChange,
+    /// The entries of a contiguous run become smaller leaves in the same table, or the other way
+    /// round.
+    pub runs: SizeChange,
+}
+
+impl SizeChanges {
+    /// Everything in place.
+    pub const IN_PLACE: Self = Self { tables: SizeChange::InPlace, runs: SizeChange::InPlace };
+
+    /// Nothing in place.
+    pub const BREAK_BEFORE_MAKE: Self =
+        Self { tables: SizeChange::BreakBeforeMake, runs: SizeChange::BreakBeforeMake };
+}
+
 /// The facts of one page-table format.
 ///
 /// Entries are passed in the host's byte order; the walker converts. An entry of 0 is not present
@@ -90,6 +121,9 @@ pub trait Format: Send + Sync + 'static {
     /// Whether hardware can record writes in the entries.
     const TRACKS_DIRTY: bool = false;
 
+    /// The bit of a leaf in which hardware records that it has used it; 0 for none.
+    const ACCESSED: u64 = 0;
+
     /// Page sizes whose leaves lie at `level`: bit n for 2^n bytes. Contiguous runs included.
     fn leaf_sizes(level: u32) -> u64;
 
@@ -152,6 +186,17 @@ pub trait Format: Send + Sync + 'static {
     /// What to replace an entry by that [`Format::is_dirty`], for the next write to be recorded.
     fn make_clean(entry: u64) -> u64 {
         entry
+    }
+
+    /// What a leaf that could be written is once hardware has recorded a write in it.
+    fn make_dirty(entry: u64) -> u64 {
+        entry
+    }
+
+    /// How the sizes of leaves may change under hardware that translates through them.
+    fn size_changes(options: &Self::Options) -> SizeChanges {
+        let _ = options;
+        SizeChanges::BREAK_BEFORE_MAKE
     }
 }
 

@@ -4,7 +4,9 @@ use core::fmt;
 use core::ops::RangeInclusive;
 use core::sync::atomic::Ordering;
 
-use lychgate_types::{Iova, Pages, PhysAddr};
+use lychgate_types::{Iova, OutOfMemory, Pages, PhysAddr};
+
+use crate::ledger::{Displaced, Ledger};
 
 /// Collects what changes of one or more page tables ask for (`struct iommu_iotlb_gather`).
 ///
@@ -17,9 +19,13 @@ use lychgate_types::{Iova, Pages, PhysAddr};
 /// its range keeps its leaves, so a cached entry that leads to it still translates. That is what
 /// a stale IOTLB entry does too, and the same invalidation ends both.
 ///
-/// Collecting needs no memory: dead tables are chained through their own word 0. Bits 57:12 hold
-/// the address of the next one, bits 63:58 log2 of its size; the bits below 12, where formats keep
-/// "present", "accessed" and "dirty", are clear and not relied on, as hardware may still set
+/// A table in whose place [`PageTable::join`](crate::PageTable::join) has put a leaf stays as it is
+/// altogether, as the range goes on being used. Such tables are listed in pages of their own, which
+/// go with them.
+///
+/// Collecting others needs no memory: dead tables are chained through their own word 0. Bits 57:12
+/// hold the address of the next one, bits 63:58 log2 of its size; the bits below 12, where formats
+/// keep "present", "accessed" and "dirty", are clear and not relied on, as hardware may still set
 /// the latter.
 #[must_use = "tables in it are freed by `release` alone"]
 pub struct Gather {
@@ -31,6 +37,7 @@ pub struct Gather {
     table_levels: u8,
     dead: u64,
     dead_count: usize,
+    displaced: Ledger,
 }
 
 const ADDRESS: u64 = 0x03ff_ffff_ffff_f000;
@@ -39,12 +46,20 @@ const SIZE_SHIFT: u32 = 58;
 impl Gather {
     /// Nothing to do.
     pub const fn new() -> Self {
-        Self { not_first: 0, last: 0, leaf_sizes: 0, table_levels: 0, dead: 0, dead_count: 0 }
+        Self {
+            not_first: 0,
+            last: 0,
+            leaf_sizes: 0,
+            table_levels: 0,
+            dead: 0,
+            dead_count: 0,
+            displaced: Ledger::new(),
+        }
     }
 
     /// Whether there is nothing to invalidate and nothing to free.
     pub const fn is_empty(&self) -> bool {
-        self.last | self.dead == 0
+        self.last | self.dead == 0 && self.displaced.is_empty()
     }
 
     /// The smallest range that covers every change, both ends included; `None` when there was none.
@@ -52,13 +67,15 @@ impl Gather {
         (self.last != 0).then(|| Iova::new(!self.not_first)..=Iova::new(self.last))
     }
 
-    /// Whether tables were taken out, so that hardware must also forget entries that lead to tables.
+    /// Whether tables were taken out or put in the place of leaves, so that hardware must also
+    /// forget entries that lead to tables.
     pub const fn removed_tables(&self) -> bool {
         self.table_levels != 0
     }
 
-    /// Levels whose entries led to tables that were taken out: bit n for level n, 0 being
-    /// the level of granules. For architectures whose commands name a level (Arm TTL, RISC-V).
+    /// Levels whose entries led to tables that were taken out, or lead to tables where leaves were:
+    /// bit n for level n, 0 being the level of granules. For architectures whose commands name a
+    /// level (Arm TTL, RISC-V).
     pub const fn table_levels(&self) -> u8 {
         self.table_levels
     }
@@ -80,6 +97,7 @@ impl Gather {
         if self.dead != 0 {
             self.free_dead(pages);
         }
+        self.displaced.release(pages);
         *self = Self::new();
     }
 
@@ -116,6 +134,29 @@ impl Gather {
     /// Records leaves of all of `sizes`, bit n for 2^n bytes.
     pub(crate) const fn add_leaves(&mut self, sizes: u64) {
         self.leaf_sizes |= sizes;
+    }
+
+    /// Records that an entry at `level` has come to lead to a table.
+    pub(crate) const fn add_table(&mut self, level: u32) {
+        self.table_levels |= 1 << level;
+    }
+
+    /// Makes sure that there is room for one more table that is displaced.
+    pub(crate) fn make_room<P: Pages>(&mut self, pages: &P) -> Result<(), OutOfMemory> {
+        self.displaced.make_room(pages)
+    }
+
+    /// Takes a table that something else has taken the place of, which translates alike. It stays
+    /// as it is. The caller has made room.
+    pub(crate) fn displace<P: Pages>(&mut self, pages: &P, table: &Displaced) {
+        self.table_levels |= 1 << table.level;
+        self.displaced.push(pages, table);
+        self.dead_count += 1;
+    }
+
+    /// Tells `f` of the tables that were displaced.
+    pub(crate) fn each_displaced<P: Pages>(&self, pages: &P, f: impl FnMut(Displaced)) {
+        self.displaced.each(pages, f);
     }
 
     /// Takes a table out of which an entry at `level` led. Its word 0 is overwritten.

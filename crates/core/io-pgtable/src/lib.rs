@@ -35,7 +35,8 @@
 //!
 //! - Every method takes `&self`. Calls on disjoint ranges may run at the same time; calls on
 //!   overlapping ranges, walks included, must not run while one of them changes the range. A
-//!   caller that breaks this gets wrong translations, not undefined behaviour.
+//!   caller that breaks this gets wrong translations, not undefined behaviour. Cutting and joining
+//!   change leaves, but no translation: walks may run meanwhile.
 //! - [`PageTable::grow`] is serialised by the caller, together with whatever reads
 //!   [`PageTable::root`] to hand it to hardware.
 //! - A [`Gather`] that is not empty is followed by an invalidation and [`Gather::release`], after
@@ -44,10 +45,14 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod cut;
 mod dirty;
 mod error;
 pub mod format;
 mod gather;
+mod join;
+mod leaf;
+mod ledger;
 mod map;
 mod table;
 mod unmap;
@@ -58,10 +63,11 @@ pub use dirty::Dirty;
 pub use error::Error;
 pub use format::{
     ARM_MAIR, AmdV1, AmdV1Options, ArmLpae, ArmOptions, ArmStage1, ArmStage2, Format, Riscv,
-    RiscvFirstStage, RiscvOptions, RiscvSecondStage, VtdSecondStage, VtdSecondStageOptions, X86_64,
-    X86_64Options,
+    RiscvFirstStage, RiscvOptions, RiscvSecondStage, SizeChange, SizeChanges, VtdSecondStage,
+    VtdSecondStageOptions, X86_64, X86_64Options,
 };
 pub use gather::Gather;
+pub use join::Joined;
 pub use table::{Config, PageTable, Root};
 pub use unmap::{Stop, Unmapped};
 pub use walk::{Path, Step, Translation};

@@ -329,7 +329,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     }
 
     /// Frees the tables that entries of `table` at `level` lead to.
-    fn free_below(&self, table: &[AtomicU64], level: u32) {
+    pub(crate) fn free_below(&self, table: &[AtomicU64], level: u32) {
         if level == 0 {
             return;
         }

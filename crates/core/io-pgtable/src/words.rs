@@ -25,6 +25,12 @@ pub(crate) fn publish(word: &AtomicU64, entry: u64) -> Result<(), u64> {
         .map_err(u64::from_le)
 }
 
+/// Puts `new` where `old` is, with all that was stored before for whoever finds it; gives whether it
+/// still was there.
+pub(crate) fn exchange(word: &AtomicU64, old: u64, new: u64) -> bool {
+    word.compare_exchange(old.to_le(), new.to_le(), Ordering::Release, Ordering::Relaxed).is_ok()
+}
+
 /// Stores `first`, `first + step`, and so on.
 #[inline(always)]
 pub(crate) fn fill(words: &[AtomicU64], first: u64, step: u64) {

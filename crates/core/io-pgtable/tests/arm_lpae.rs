@@ -10,6 +10,7 @@
 mod support {
     pub(crate) mod histories;
     pub(crate) mod model;
+    pub(crate) mod resizing;
 }
 
 use lychgate_io_pgtable::{
@@ -18,6 +19,7 @@ use lychgate_io_pgtable::{
 use lychgate_types::{HeapPages, Iova, Memory, PhysAddr, Prot};
 use proptest::prelude::*;
 use support::histories::{Decoded, RW, Reading, Subject, geometry, op};
+use support::resizing;
 
 /// What an SMMU was told of a table.
 #[derive(Clone, Copy)]
@@ -264,9 +266,10 @@ fn allows_stage2(prot: Prot) -> Option<Prot> {
     (access != Prot::NONE).then_some(access | prot & Prot::NOEXEC | typed(prot))
 }
 
-const RECORD: ArmOptions = ArmOptions { record_writes: true, force_write_back: false };
-const FWB: ArmOptions = ArmOptions { record_writes: false, force_write_back: true };
-const PLAIN: ArmOptions = ArmOptions { record_writes: false, force_write_back: false };
+const PLAIN: ArmOptions =
+    ArmOptions { record_writes: false, force_write_back: false, break_before_make_level: 0 };
+const RECORD: ArmOptions = ArmOptions { record_writes: true, ..PLAIN };
+const FWB: ArmOptions = ArmOptions { force_write_back: true, ..PLAIN };
 
 fn stage1<const G: u32, const WIDE: bool>(
     bits: u32,
@@ -348,6 +351,39 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn leaves_of_4k_are_cut_and_joined_as_bbml_allows(
+        ops in resizing::history(9, 27, 20),
+        break_before_make_level in 0..3u32,
+    ) {
+        let options = ArmOptions { break_before_make_level, ..RECORD };
+        stage1::<12, false>(39, options).run_resizing(&ops);
+        stage2::<12, true>(40, options).run_resizing(&ops);
+    }
+
+    #[test]
+    fn leaves_of_16k_are_cut_and_joined_as_bbml_allows(
+        ops in resizing::history(11, 34, 12),
+        break_before_make_level in 0..3u32,
+    ) {
+        stage1::<14, true>(48, ArmOptions { break_before_make_level, ..PLAIN }).run_resizing(&ops);
+        stage2::<14, false>(48, ArmOptions { break_before_make_level, ..RECORD }).run_resizing(&ops);
+    }
+
+    #[test]
+    fn leaves_of_64k_are_cut_and_joined_as_bbml_allows(
+        ops in resizing::history(13, 26, 12),
+        break_before_make_level in 0..3u32,
+    ) {
+        let options = ArmOptions { break_before_make_level, ..RECORD };
+        stage1::<16, true>(42, options).run_resizing(&ops);
+        stage2::<16, false>(42, options).run_resizing(&ops);
+    }
+}
+
 /// Runs a method of [`Subject`] for both stages of every granule and width, with concatenated
 /// roots for stage 2 where the size allows.
 macro_rules! everywhere {
@@ -383,6 +419,14 @@ fn every_permission_that_has_an_encoding_comes_back() {
 #[test]
 fn memory_may_end_at_every_allocation() {
     everywhere!(PLAIN, memory_may_end_at_every_allocation());
+}
+
+#[test]
+fn memory_may_end_while_leaves_change() {
+    let options = ArmOptions { break_before_make_level: 2, ..PLAIN };
+    stage1::<12, false>(48, options).memory_may_end_while_leaves_change();
+    stage2::<14, false>(48, options).memory_may_end_while_leaves_change();
+    stage1::<16, true>(52, options).memory_may_end_while_leaves_change();
 }
 
 #[test]

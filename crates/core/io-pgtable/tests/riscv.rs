@@ -11,6 +11,7 @@
 mod support {
     pub(crate) mod histories;
     pub(crate) mod model;
+    pub(crate) mod resizing;
 }
 
 use lychgate_io_pgtable::{
@@ -19,6 +20,7 @@ use lychgate_io_pgtable::{
 use lychgate_types::{HeapPages, Iova, Memory, PhysAddr, Prot};
 use proptest::prelude::*;
 use support::histories::{Decoded, RW, Reading, Subject, geometry, op};
+use support::resizing;
 
 const SIZES: u64 = 1 << 12 | 1 << 16 | 1 << 21 | 1 << 30 | 1 << 39 | 1 << 48;
 
@@ -211,6 +213,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+
+    #[test]
+    fn first_stage_leaves_are_cut_and_joined(
+        ops in resizing::history(9, 26, 20),
+    ) {
+        first(38, TYPES).run_resizing(&ops);
+    }
+
+    #[test]
+    fn second_stage_leaves_are_cut_and_joined(
+        ops in resizing::history(9, 38, 20),
+    ) {
+        second(50, RiscvOptions { record_writes: true, ..PLAIN }).run_resizing(&ops);
+    }
+}
+
 #[test]
 fn every_permission_that_has_an_encoding_comes_back() {
     for memory_types in [false, true] {
@@ -227,6 +247,14 @@ fn memory_may_end_at_every_allocation() {
     for bits in [38, 47, 56] {
         first(bits, PLAIN).memory_may_end_at_every_allocation();
         second(bits + 3, TYPES).memory_may_end_at_every_allocation();
+    }
+}
+
+#[test]
+fn memory_may_end_while_leaves_change() {
+    for bits in [38, 47, 56] {
+        first(bits, PLAIN).memory_may_end_while_leaves_change();
+        second(bits + 3, TYPES).memory_may_end_while_leaves_change();
     }
 }
 

@@ -10,12 +10,14 @@
 mod support {
     pub(crate) mod histories;
     pub(crate) mod model;
+    pub(crate) mod resizing;
 }
 
 use lychgate_io_pgtable::{Config, Error, VtdSecondStage, VtdSecondStageOptions};
 use lychgate_types::{Memory, PhysAddr, Prot};
 use proptest::prelude::*;
 use support::histories::{Decoded, RW, Reading, Subject, geometry, op};
+use support::resizing;
 
 const SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
 
@@ -143,6 +145,20 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+
+    #[test]
+    fn leaves_are_cut_and_joined(ops in resizing::history(9, 27, 20)) {
+        subject(39, false).run_resizing(&ops);
+    }
+
+    #[test]
+    fn snooped_leaves_are_cut_and_joined(ops in resizing::history(9, 45, 20)) {
+        subject(57, true).run_resizing(&ops);
+    }
+}
+
 #[test]
 fn every_permission_that_has_an_encoding_comes_back() {
     for bits in [39, 48, 57] {
@@ -155,6 +171,13 @@ fn every_permission_that_has_an_encoding_comes_back() {
 fn memory_may_end_at_every_allocation() {
     for bits in [39, 48, 57] {
         subject(bits, true).memory_may_end_at_every_allocation();
+    }
+}
+
+#[test]
+fn memory_may_end_while_leaves_change() {
+    for bits in [39, 48, 57] {
+        subject(bits, true).memory_may_end_while_leaves_change();
     }
 }
 

@@ -10,12 +10,14 @@
 mod support {
     pub(crate) mod histories;
     pub(crate) mod model;
+    pub(crate) mod resizing;
 }
 
 use lychgate_io_pgtable::{Config, Error, X86_64, X86_64Options};
 use lychgate_types::{Iova, Memory, PhysAddr, Prot};
 use proptest::prelude::*;
 use support::histories::{Decoded, Reading, Subject, geometry, op};
+use support::resizing;
 
 const SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
 
@@ -161,6 +163,29 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+
+    #[test]
+    fn leaves_are_cut_and_joined(ops in resizing::history(9, 35, 20)) {
+        plain(47, NX).run_resizing(&ops);
+    }
+
+    #[test]
+    fn leaves_that_record_writes_are_cut_and_joined(
+        ops in resizing::history(9, 44, 20),
+    ) {
+        plain(56, X86_64Options { record_writes: true, ..NX }).run_resizing(&ops);
+    }
+
+    #[test]
+    fn encrypted_leaves_are_cut_and_joined(
+        ops in resizing::history(9, 35, 20),
+    ) {
+        encrypted().run_resizing(&ops);
+    }
+}
+
 #[test]
 fn every_permission_that_has_an_encoding_comes_back() {
     for record_writes in [false, true] {
@@ -176,6 +201,13 @@ fn memory_may_end_at_every_allocation() {
     plain(47, NX).memory_may_end_at_every_allocation();
     plain(56, NX).memory_may_end_at_every_allocation();
     encrypted().memory_may_end_at_every_allocation();
+}
+
+#[test]
+fn memory_may_end_while_leaves_change() {
+    plain(47, NX).memory_may_end_while_leaves_change();
+    plain(56, NX).memory_may_end_while_leaves_change();
+    encrypted().memory_may_end_while_leaves_change();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use lychgate_types::{PhysAddr, Prot};
 
-use super::Format;
+use super::{Format, SizeChanges};
 
 /// AMD-Vi host page tables: 1 to 6 levels, a root that can grow, and a leaf of every power of two
 /// but 512 GiB (bit 39), which Linux avoids because of a hardware bug.
@@ -27,6 +27,7 @@ impl Default for AmdV1Options {
 }
 
 const PRESENT: u64 = 1 << 0;
+const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const NEXT_LEVEL_SHIFT: u32 = 9;
 const NEXT_LEVEL: u64 = 7 << NEXT_LEVEL_SHIFT;
@@ -50,6 +51,7 @@ impl<const GRANULE_SHIFT: u32> Format for AmdV1<GRANULE_SHIFT> {
     const MAX_OUTPUT_BITS: u32 = 40 + GRANULE_SHIFT;
     const GROWS: bool = true;
     const TRACKS_DIRTY: bool = true;
+    const ACCESSED: u64 = ACCESSED;
 
     fn leaf_sizes(level: u32) -> u64 {
         if level > 4 {
@@ -106,7 +108,8 @@ impl<const GRANULE_SHIFT: u32> Format for AmdV1<GRANULE_SHIFT> {
 
     fn table(_options: &AmdV1Options, level: u32, phys: PhysAddr) -> u64 {
         let next_level = u64::from(level) << NEXT_LEVEL_SHIFT;
-        // Tables are aligned to pages of 4 KiB whatever the granule, and their addresses count bytes.
+        // Tables are aligned to pages of 4 KiB whatever the granule, and their addresses count
+        // bytes.
         (phys.get() & ADDRESS) | PRESENT | next_level | READ | WRITE
     }
 
@@ -152,5 +155,17 @@ impl<const GRANULE_SHIFT: u32> Format for AmdV1<GRANULE_SHIFT> {
 
     fn make_clean(entry: u64) -> u64 {
         entry & !DIRTY
+    }
+
+    fn make_dirty(entry: u64) -> u64 {
+        entry | DIRTY
+    }
+
+    /// A leaf may become a table and back (48882 2.2.3). Of a run, Table 14 wants all entries to be
+    /// equal, yet none can write them at once: they differ whenever a run is mapped or unmapped,
+    /// too. A walk reads the one entry that the IOVA selects, which names size and address by
+    /// itself, so entries that name different sizes of the same memory translate alike.
+    fn size_changes(_options: &AmdV1Options) -> SizeChanges {
+        SizeChanges::IN_PLACE
     }
 }

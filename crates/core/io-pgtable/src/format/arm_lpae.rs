@@ -2,12 +2,13 @@
 
 use lychgate_types::{PhysAddr, Prot};
 
-use super::Format;
+use super::{Format, SizeChange, SizeChanges};
 
-/// Arm tables of stage 1 or 2 with granules of 4 KiB (`GRANULE_SHIFT` 12), 16 KiB (14) or 64 KiB (16).
+/// Arm tables of stage 1 or 2 with granules of 4 KiB (`GRANULE_SHIFT` 12), 16 KiB (14) or 64 KiB
+/// (16).
 ///
-/// `WIDE` is the descriptor layout for addresses of 52 bits: FEAT_LPA with 64 KiB granules, FEAT_LPA2
-/// (CD.DS, STE.S2DS) with the others. Other tables take 48 bits.
+/// `WIDE` is the descriptor layout for addresses of 52 bits: FEAT_LPA with 64 KiB granules,
+/// FEAT_LPA2 (CD.DS, STE.S2DS) with the others. Other tables take 48 bits.
 ///
 /// Levels count from 0 at the granules: Arm's level 3 is level 0 here, its level -1 is level 4.
 ///
@@ -19,7 +20,8 @@ use super::Format;
 ///
 /// A large leaf that takes the place of empty tables is stored over the entry that led to them,
 /// which is what IDR3.BBML 2 allows. With less, keep
-/// [`Config::page_sizes`](crate::Config::page_sizes) to those of level 0: they never replace tables.
+/// [`Config::page_sizes`](crate::Config::page_sizes) to those of level 0: they never replace
+/// tables.
 ///
 /// Stage 1 cannot forbid reads: write-only mappings are readable too, and no access at all has no
 /// encoding. Stage 2 does not know privilege.
@@ -41,12 +43,14 @@ pub const ARM_MAIR: u64 = 0x04_ff_44;
 /// Software's choices for [`ArmLpae`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ArmOptions {
-    /// Make new writable leaves writable-clean by DBM, so that the first write is recorded: hardware
-    /// must update entries then (CD.HD, STE.S2HD). Otherwise they can be written at once, no
-    /// write is ever recorded, and dirty tracking takes each of them for written every time.
+    /// Make new writable leaves writable-clean by DBM, so that the first write is recorded:
+    /// hardware must update entries then (CD.HD, STE.S2HD). Otherwise they can be written at once,
+    /// no write is ever recorded, and dirty tracking takes each of them for written every time.
     pub record_writes: bool,
     /// Stage 2: encode memory types as STE.S2FWB=1 reads them, which forces write-back.
     pub force_write_back: bool,
+    /// What hardware takes when the size of a live page changes (IDR3.BBML, 0 to 2).
+    pub break_before_make_level: u32,
 }
 
 const VALID: u64 = 1 << 0;
@@ -256,6 +260,7 @@ impl<const STAGE: u32, const GRANULE_SHIFT: u32, const WIDE: bool> Format
     };
     const CLEAN_DONE: u64 = SOFTWARE;
     const TRACKS_DIRTY: bool = true;
+    const ACCESSED: u64 = ACCESSED;
 
     fn leaf_sizes(level: u32) -> u64 {
         let one = if Self::has_leaves(level) { 1 << Self::item_shift(level) } else { 0 };
@@ -347,5 +352,23 @@ impl<const STAGE: u32, const GRANULE_SHIFT: u32, const WIDE: bool> Format
         } else {
             entry & !S2_WRITE
         }
+    }
+
+    fn make_dirty(entry: u64) -> u64 {
+        if STAGE == 1 { entry & !READ_ONLY } else { entry | S2_WRITE }
+    }
+
+    /// SMMUv3 3.21.1: level 1 lets the Contiguous bit change without a break, level 2 blocks and
+    /// tables too. With level 1 a block can also become a table, but only by way of its nT bit and
+    /// an invalidation in between, which is no single step and so counts as a break here.
+    fn size_changes(options: &ArmOptions) -> SizeChanges {
+        let from = |level| {
+            if options.break_before_make_level >= level {
+                SizeChange::InPlace
+            } else {
+                SizeChange::BreakBeforeMake
+            }
+        };
+        SizeChanges { tables: from(2), runs: from(1) }
     }
 }

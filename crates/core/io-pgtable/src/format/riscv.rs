@@ -3,11 +3,11 @@
 
 use lychgate_types::{PhysAddr, Prot};
 
-use super::Format;
+use super::{Format, SizeChanges};
 
-/// RISC-V page tables of 3, 4 or 5 levels, with leaves of 4 KiB, 2 MiB, 1 GiB, 512 GiB and 256 TiB and,
-/// with Svnapot, 64 KiB; leave the latter out of [`Config::page_sizes`](crate::Config::page_sizes)
-/// where hardware lacks it.
+/// RISC-V page tables of 3, 4 or 5 levels, with leaves of 4 KiB, 2 MiB, 1 GiB, 512 GiB and 256 TiB
+/// and, with Svnapot, 64 KiB; leave the latter out of
+/// [`Config::page_sizes`](crate::Config::page_sizes) where hardware lacks it.
 ///
 /// The first stage (Sv39, Sv48, Sv57) sign-extends: its lower half ends at 38, 47 or 56
 /// bits. The second (Sv39x4, Sv48x4, Sv57x4) has a root of 16 KiB, takes 41, 50 or 59 bits and
@@ -70,6 +70,7 @@ impl<const SECOND_STAGE: bool> Format for Riscv<SECOND_STAGE> {
     const MAX_OUTPUT_BITS: u32 = 56;
     const CLEAN_DONE: u64 = SOFTWARE;
     const TRACKS_DIRTY: bool = true;
+    const ACCESSED: u64 = ACCESSED;
 
     fn leaf_sizes(level: u32) -> u64 {
         match level {
@@ -170,5 +171,16 @@ impl<const SECOND_STAGE: bool> Format for Riscv<SECOND_STAGE> {
 
     fn make_clean(entry: u64) -> u64 {
         entry & !DIRTY
+    }
+
+    fn make_dirty(entry: u64) -> u64 {
+        entry | DIRTY
+    }
+
+    /// Superpages may be split and merged without a step through V=0 as long as address,
+    /// permissions and type stay (RISC-V IOMMU 6.3.6); for the 16 entries of a Svnapot page, each
+    /// of which is a whole translation by itself, that is no different.
+    fn size_changes(_options: &RiscvOptions) -> SizeChanges {
+        SizeChanges::IN_PLACE
     }
 }

@@ -2,7 +2,7 @@
 
 use lychgate_types::{PhysAddr, Prot};
 
-use super::Format;
+use super::{Format, SizeChanges};
 
 /// VT-d second stage: 3, 4 or 5 levels for IOVAs of 39, 48 or 57 bits (CAP.SAGAW, the AW of the
 /// context or PASID entry), leaves of 4 KiB, 2 MiB and 1 GiB; leave out of
@@ -18,8 +18,8 @@ pub struct VtdSecondStage;
 /// Software's choices for [`VtdSecondStage`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VtdSecondStageOptions {
-    /// Set SNP in every leaf: accesses snoop whatever the device asks for. The bit is reserved where
-    /// ECAP.SC is 0.
+    /// Set SNP in every leaf: accesses snoop whatever the device asks for. The bit is reserved
+    /// where ECAP.SC is 0.
     pub force_snoop: bool,
 }
 
@@ -27,6 +27,7 @@ const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 /// Ignored at level 0.
 const PAGE_SIZE: u64 = 1 << 7;
+const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 const SNOOP: u64 = 1 << 11;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -45,6 +46,7 @@ impl Format for VtdSecondStage {
     const MAX_OUTPUT_BITS: u32 = 52;
     const CLEAN_DONE: u64 = SOFTWARE;
     const TRACKS_DIRTY: bool = true;
+    const ACCESSED: u64 = ACCESSED;
 
     fn leaf_sizes(level: u32) -> u64 {
         if level > 2 { 0 } else { 1 << (12 + 9 * level) }
@@ -130,5 +132,15 @@ impl Format for VtdSecondStage {
 
     fn make_clean(entry: u64) -> u64 {
         entry & !DIRTY
+    }
+
+    fn make_dirty(entry: u64) -> u64 {
+        entry | DIRTY
+    }
+
+    /// Hardware may hold both sizes at once, with the same result (VT-d 6.2.4.1). There are no
+    /// runs.
+    fn size_changes(_options: &VtdSecondStageOptions) -> SizeChanges {
+        SizeChanges::IN_PLACE
     }
 }

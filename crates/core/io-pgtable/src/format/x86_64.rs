@@ -2,7 +2,7 @@
 
 use lychgate_types::{PhysAddr, Prot};
 
-use super::Format;
+use super::{Format, SizeChanges};
 
 /// x86-64 page tables of 4 or 5 levels with leaves of 4 KiB, 2 MiB and 1 GiB; leave 1 GiB out of
 /// [`Config::page_sizes`](crate::Config::page_sizes) where VT-d has no CAP.FS1GP.
@@ -14,8 +14,8 @@ use super::Format;
 /// An entry that is present can be read: write-only mappings are readable too, as with Linux. There
 /// is no encoding for no access at all.
 ///
-/// `ENCRYPTION_BIT` is the address bit that selects memory encryption (CPUID 8000_001F EBX\[5:0\]), 0
-/// for none. Then tables and leaves have it set, but for leaves of `IOMMU_MMIO`, and physical
+/// `ENCRYPTION_BIT` is the address bit that selects memory encryption (CPUID 8000_001F EBX\[5:0\]),
+/// 0 for none. Then tables and leaves have it set, but for leaves of `IOMMU_MMIO`, and physical
 /// addresses end below it.
 #[derive(Clone, Copy, Debug)]
 pub struct X86_64<const ENCRYPTION_BIT: u32 = 0>;
@@ -66,6 +66,7 @@ impl<const ENCRYPTION_BIT: u32> Format for X86_64<ENCRYPTION_BIT> {
     };
     const CLEAN_DONE: u64 = SOFTWARE;
     const TRACKS_DIRTY: bool = true;
+    const ACCESSED: u64 = ACCESSED;
 
     fn leaf_sizes(level: u32) -> u64 {
         if level > 2 { 0 } else { 1 << (12 + 9 * level) }
@@ -153,5 +154,15 @@ impl<const ENCRYPTION_BIT: u32> Format for X86_64<ENCRYPTION_BIT> {
 
     fn make_clean(entry: u64) -> u64 {
         entry & !DIRTY
+    }
+
+    fn make_dirty(entry: u64) -> u64 {
+        entry | DIRTY
+    }
+
+    /// Hardware may hold both sizes at once, with the same result (VT-d 6.2.4.1; AMD 48882 2.2.6).
+    /// There are no runs.
+    fn size_changes(_options: &X86_64Options) -> SizeChanges {
+        SizeChanges::IN_PLACE
     }
 }
