@@ -22,8 +22,8 @@ pub trait AccessOps: Send + Sync {
     fn unmap(&self, iova: u64, len: u64);
 }
 
-/// An access object that a kernel user holds. Dropping it takes it off its IOAS, after its user was
-/// told to unpin everything, and destroys it.
+/// An access object that a kernel user holds. Dropping it destroys it; what it pinned is to be unpinned
+/// by then, at the latest when [`Access::detach`] asks for it.
 pub struct Access {
     context: ContextRef,
     id: u32,

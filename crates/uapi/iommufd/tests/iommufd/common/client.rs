@@ -98,6 +98,11 @@ impl FakeMm {
         Ok((va..va + len as u64).map(at).collect())
     }
 
+    /// Where page `n` of the memory that can be pinned is.
+    pub(crate) fn frame(&self, n: u64) -> u64 {
+        self.books.lock().unwrap().frame(n)
+    }
+
     /// Pages that are pinned.
     pub(crate) fn pinned(&self) -> usize {
         self.books.lock().unwrap().pins.len()
