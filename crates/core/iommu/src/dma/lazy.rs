@@ -15,7 +15,8 @@ use crate::iova::{AllocError, Flush, FlushClock, FlushQueue, IovaCache, Limits, 
 
 /// A domain that can unmap without an invalidation (Linux, `IOMMU_DOMAIN_DMA_FQ`).
 pub trait LazyDomain: PagingDomain {
-    /// Page tables that were taken out and that hardware may still walk.
+    /// Page tables that were taken out and that hardware may still walk. Every unmapped range has one
+    /// until it is flushed, and hardly any has tables: it had better be small then.
     type Dead: Send;
 
     /// Unmaps as [`PagingDomain::unmap`] does, but invalidates nothing: devices may go on using

@@ -11,6 +11,8 @@ use crate::domain::PagingDomain;
 use crate::driver::{ReservedKind, ReservedRegion};
 use crate::iova::{AllocError, IovaCache, IovaSpace};
 
+const BELOW_4G: Iova = Iova::new(u32::MAX as u64);
+
 /// What a device can use (Linux, `dma_get_mask` and `struct device_dma_parameters`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reach {
@@ -84,14 +86,22 @@ impl<D: PagingDomain + ?Sized, L: Locks> DmaSpace<D, L> {
         len: u64,
         limit: Iova,
     ) -> Result<Iova, AllocError> {
-        const BELOW_4G: Iova = Iova::new(u32::MAX as u64);
-        if limit > BELOW_4G && self.below_4g_first.load(Ordering::Relaxed) {
-            match iovas.alloc(len, BELOW_4G) {
-                Ok(iova) => return Ok(iova),
-                Err(_) => self.below_4g_first.store(false, Ordering::Relaxed),
-            }
+        if limit > BELOW_4G
+            && self.below_4g_first.load(Ordering::Relaxed)
+            && let Some(iova) = self.alloc_below_4g(iovas, len)
+        {
+            return Ok(iova);
         }
         iovas.alloc(len, limit)
+    }
+
+    #[inline(never)]
+    fn alloc_below_4g(&self, iovas: &mut IovaCache<L>, len: u64) -> Option<Iova> {
+        let iova = iovas.alloc(len, BELOW_4G);
+        if iova.is_err() {
+            self.below_4g_first.store(false, Ordering::Relaxed);
+        }
+        iova.ok()
     }
 }
 

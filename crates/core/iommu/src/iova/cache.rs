@@ -145,7 +145,7 @@ impl<L: Locks> IovaCache<L> {
         self.relieve();
         let found = self
             .take_kept(window, class, want.limit)
-            .or_else(|| self.from_tree(window, class, &want))
+            .or_else(|| self.take_from_tree(window, class, &want))
             .or_else(|| match window {
                 LOW => None,
                 _ => self.take_kept(LOW, class, want.limit),
@@ -188,7 +188,7 @@ impl<L: Locks> IovaCache<L> {
 
     /// Asks the tree for one range, or for several if the class is kept and has none; gives the
     /// highest and keeps the others.
-    fn from_tree(&mut self, window: usize, class: usize, want: &Want) -> Option<u64> {
+    fn take_from_tree(&mut self, window: usize, class: usize, want: &Want) -> Option<u64> {
         let slot = self.slots.get_mut(window)?.get_mut(class);
         // What may still be loaded lies above the limit: more of it would not help.
         let Some(slot) = slot.filter(|slot| slot.capacity != 0 && slot.loaded.is_empty()) else {

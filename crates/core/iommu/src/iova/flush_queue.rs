@@ -5,8 +5,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::mem;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::Ordering;
 
+use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Lock, Locks};
 
 /// What the queues of a domain need of it.
@@ -97,8 +98,8 @@ struct Entry<T> {
     stamp: u64,
 }
 
-/// Entries that are stamped at once. A stamp needs a full barrier, and may as well be late: that only
-/// makes it wait for a flush that began later.
+/// Entries that are stamped at once. A stamp needs a locked access to what all threads share, and may as
+/// well be late: that only makes it wait for a flush that began later.
 const STAMPED_AT_ONCE: usize = 64;
 
 const NEVER: u64 = u64::MAX;
@@ -120,9 +121,8 @@ impl<T: Send, L: Locks> FlushClock<T, L> {
     /// # Errors
     /// Those of [`Flush::flush`].
     pub fn flush<F: Flush<T>>(&self, domain: &mut F) -> Result<(), F::Error> {
-        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        // Whoever was stamped with less has made its changes visible to what follows.
-        fence(Ordering::SeqCst);
+        // Whoever has a stamp below it has made its changes visible to what follows.
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         domain.flush()?;
         self.completed.fetch_max(number, Ordering::AcqRel);
         self.release_orphans(domain);
@@ -155,10 +155,9 @@ impl<T: Send, L: Locks> FlushClock<T, L> {
 
     /// The stamp of everything that the calling thread has unmapped so far.
     fn stamp(&self) -> u64 {
-        // Orders the change of the page table before the look at what has begun: a flush that
-        // is not counted yet finds the change.
-        fence(Ordering::SeqCst);
-        self.begun.load(Ordering::SeqCst)
+        // Not a load: all who change the number see each other's changes in its order, so a flush
+        // that is not counted yet finds the page table as this thread has left it.
+        self.begun.fetch_add(0, Ordering::AcqRel)
     }
 }
 

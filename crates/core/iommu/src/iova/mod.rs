@@ -43,6 +43,12 @@
 //!
 //! Ranges below 4 GiB are kept apart from those above, so that 32-bit devices hit too. Any other limit
 //! is met by a search through the magazines.
+//!
+//! # When a range may be given again
+//!
+//! As soon as it is freed: by then no IOTLB may translate it any more. A domain that flushes for
+//! many unmaps at once puts ranges into a [`FlushQueue`] instead, which hands them on when a flush has
+//! completed that began after their unmap.
 
 mod cache;
 mod depot;
