@@ -104,18 +104,20 @@ fn measured<'a>(
     let phys = |n: usize| 0x10_0000_1000 + ((n as u64 & 4095) << 17);
     let mut live: Vec<u64> = (0..count).map(|n| mapper.map(phys(n), len)).collect();
     let (mut oldest, mut next) = (0, 0);
-    Box::new(move || {
-        let all = nanoseconds(|| {
-            for _ in 0..BUFFERS {
-                if let Some(iova) = live.get_mut(oldest) {
-                    mapper.unmap(*iova, len);
-                    *iova = mapper.map(phys(next), len);
-                }
-                next += 1;
-                oldest = if oldest + 1 == count { 0 } else { oldest + 1 };
+    let mut run = move |buffers| {
+        for _ in 0..buffers {
+            if let Some(iova) = live.get_mut(oldest) {
+                mapper.unmap(*iova, len);
+                *iova = mapper.map(phys(next), len);
             }
-        });
-        all / BUFFERS as f64
+            next += 1;
+            oldest = if oldest + 1 == count { 0 } else { oldest + 1 };
+        }
+    };
+    Box::new(move || {
+        // The peer before has put out of the caches what was there.
+        run(count);
+        nanoseconds(|| run(BUFFERS)) / BUFFERS as f64
     })
 }
 

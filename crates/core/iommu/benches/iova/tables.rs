@@ -13,18 +13,21 @@ const PAGE: u64 = 4096;
 /// Table memory for one thread, as a kernel has per processor: a flat array, and a stack of free pages.
 /// Pages come back unzeroed.
 struct Pool {
-    pages: Box<[[AtomicU64; 512]]>,
+    words: Box<[AtomicU64]>,
+    /// Words before the first page.
+    skip: usize,
     free: Box<[AtomicU64]>,
     free_count: AtomicU64,
 }
 
 impl Pool {
     fn new(pages: u64) -> Self {
-        let zero = |_| [const { AtomicU64::new(0) }; 512];
+        let words: Box<[_]> = (0..(pages + 1) * 512).map(|_| AtomicU64::new(0)).collect();
         // Address 0 is left out.
         let free: Box<[_]> = (1..pages).rev().map(|n| AtomicU64::new(n * PAGE)).collect();
         Self {
-            pages: (0..pages).map(zero).collect(),
+            skip: words.as_ptr().align_offset(index(PAGE)),
+            words,
             free_count: AtomicU64::new(free.len() as u64),
             free,
         }
@@ -61,11 +64,8 @@ impl Pages for Pool {
 
     #[inline(always)]
     fn words(&self, at: PhysAddr, count: usize) -> &[AtomicU64] {
-        let Some(page) = self.pages.get(index(at.get() / PAGE)) else {
-            return &[];
-        };
-        let first = index(at.get() % PAGE / 8);
-        page.get(first..first + count).unwrap_or(&[])
+        let first = self.skip + index(at.get() / 8);
+        self.words.get(first..first + count).unwrap_or(&[])
     }
 }
 
@@ -127,20 +127,24 @@ impl<F: Format + 'static> PagingDomain for Tables<F> {
 }
 
 impl<F: Format + 'static> LazyDomain for Tables<F> {
-    type Dead = Gather;
+    /// Hardly ever anything: most unmaps take no table out.
+    type Dead = Option<Box<Gather>>;
 
     #[inline(never)]
-    fn unmap_lazily(&self, iova: Iova, len: u64) -> (u64, Gather) {
+    fn unmap_lazily(&self, iova: Iova, len: u64) -> (u64, Self::Dead) {
         let mut gather = Gather::new();
         let unmapped = self.table.unmap(iova, len, &mut gather);
-        (unmapped.map_or(0, |unmapped| unmapped.bytes), gather)
+        let dead = (gather.dead_tables() != 0).then(|| Box::new(gather));
+        (unmapped.map_or(0, |unmapped| unmapped.bytes), dead)
     }
 
     fn flush(&self) -> Result<(), MapError> {
         Ok(())
     }
 
-    fn free(&self, mut dead: Gather) {
-        dead.release(self.table.pages());
+    fn free(&self, dead: Self::Dead) {
+        if let Some(mut dead) = dead {
+            dead.release(self.table.pages());
+        }
     }
 }
