@@ -46,6 +46,7 @@
 #![forbid(unsafe_code)]
 
 mod cut;
+mod cursor;
 mod dirty;
 mod error;
 pub mod format;
@@ -59,6 +60,7 @@ mod unmap;
 mod walk;
 mod words;
 
+pub use cursor::Cursor;
 pub use dirty::Dirty;
 pub use error::Error;
 pub use format::{

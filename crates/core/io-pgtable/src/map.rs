@@ -1,5 +1,6 @@
 //! Mapping: the entry points, their checks, and the short ways for a single leaf.
 
+use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages, PhysAddr, PhysRun, Prot};
 
 use crate::error::Error;
@@ -66,7 +67,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
 
     /// As [`Self::map_batch`], for anything but the short way of a single granule.
     #[inline(never)]
-    fn map_any(
+    pub(crate) fn map_any(
         &self,
         iova: u64,
         runs: &[PhysRun],
@@ -179,24 +180,47 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     #[inline(always)]
     fn map_single(&self, level: u32, iova: u64, phys: PhysAddr, prot: Prot) -> bool {
         let root = self.root();
+        let attributes = self.single_attributes(level, iova, phys, prot);
+        if attributes == 0 || !self.root_reaches(root, iova) {
+            return false;
+        }
+        let word = self.word_at(root, level, iova);
+        word.is_some_and(|word| self.put_single(level, word, phys, attributes))
+    }
+
+    /// Checks all but the reach of one leaf of the size that one entry of `level` spans; gives its
+    /// attributes, or 0 when something is wrong.
+    #[inline(always)]
+    pub(crate) fn single_attributes(
+        &self,
+        level: u32,
+        iova: u64,
+        phys: PhysAddr,
+        prot: Prot,
+    ) -> u64 {
         let size = 1 << item_shift::<F>(level);
-        let last = iova | (size - 1);
-        let attributes = self.attributes(prot);
         if self.page_sizes & size == 0
             || (iova | phys.get()) & (size - 1) != 0
             || iova < self.first
-            || last > self.last
-            || !self.root_reaches(root, last)
+            || iova | (size - 1) > self.last
             || (level != 0 && phys.get() | (size - 1) > self.output_last)
             // Physical addresses have no fewer bits than a granule.
             || phys.get() > self.output_last
-            || attributes == 0
         {
-            return false;
+            return 0;
         }
-        let Some(word) = self.word_at(root, level, iova) else {
-            return false;
-        };
+        self.attributes(prot)
+    }
+
+    /// Puts a leaf that was checked in `word`, an entry of `level`, if nothing is there.
+    #[inline(always)]
+    pub(crate) fn put_single(
+        &self,
+        level: u32,
+        word: &AtomicU64,
+        phys: PhysAddr,
+        attributes: u64,
+    ) -> bool {
         if words::load(word) != 0 {
             return false;
         }

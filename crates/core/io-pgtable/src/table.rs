@@ -77,6 +77,14 @@ pub struct Root {
     pub levels: u32,
 }
 
+impl Root {
+    /// The root in a root word.
+    #[inline(always)]
+    pub(crate) const fn of(word: u64) -> Self {
+        Self { table: PhysAddr::new(word & ROOT_ADDRESS), levels: (word & ROOT_LEVELS) as u32 }
+    }
+}
+
 /// An I/O page table of one format in memory of `P`.
 ///
 /// See the [crate's rules](crate#rules-for-callers) for what callers owe. Dropping it frees all its
@@ -163,8 +171,13 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     /// The root and the number of levels, as one consistent pair.
     #[inline(always)]
     pub fn root(&self) -> Root {
-        let root = self.root.load(Ordering::Acquire);
-        Root { table: PhysAddr::new(root & ROOT_ADDRESS), levels: (root & ROOT_LEVELS) as u32 }
+        Root::of(self.root.load(Ordering::Acquire))
+    }
+
+    /// What [`Root::of`] takes apart, in the host's byte order; never 0.
+    #[inline(always)]
+    pub(crate) const fn root_word(&self) -> &AtomicU64 {
+        &self.root
     }
 
     /// The IOVAs that can be mapped, both ends included.

@@ -52,7 +52,12 @@ impl<F: Format, P: Pages> PageTable<F, P> {
 
     /// As [`Self::unmap`], for anything but the short way of a single granule.
     #[inline(never)]
-    fn unmap_any(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
+    pub(crate) fn unmap_any(
+        &self,
+        iova: u64,
+        len: u64,
+        gather: &mut Gather,
+    ) -> Result<Unmapped, Error> {
         let done = if len == 1 << item_shift::<F>(1) {
             self.unmap_single(1, iova, gather)
         } else if len == 1 << item_shift::<F>(2) {
@@ -151,26 +156,39 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     #[inline(always)]
     fn unmap_single(&self, level: u32, iova: u64, gather: &mut Gather) -> bool {
         let root = self.root();
-        let size = 1 << item_shift::<F>(level);
-        let last = iova | (size - 1);
-        if self.page_sizes & size == 0
-            || iova & (size - 1) != 0
-            || iova < self.first
-            || last > self.last
-            || !self.root_reaches(root, last)
-        {
+        if !self.holds_single(level, iova) || !self.root_reaches(root, iova) {
             return false;
         }
-        let Some(word) = self.word_at(root, level, iova) else {
-            return false;
-        };
+        let word = self.word_at(root, level, iova);
+        word.is_some_and(|word| self.take_single(level, word, iova, gather))
+    }
+
+    /// Whether a leaf of the size that one entry of `level` spans could be at `iova`.
+    #[inline(always)]
+    pub(crate) fn holds_single(&self, level: u32, iova: u64) -> bool {
+        let size = 1 << item_shift::<F>(level);
+        self.page_sizes & size != 0
+            && iova & (size - 1) == 0
+            && iova >= self.first
+            && iova | (size - 1) <= self.last
+    }
+
+    /// Clears `word`, an entry of `level`, if it is a leaf by itself.
+    #[inline(always)]
+    pub(crate) fn take_single(
+        &self,
+        level: u32,
+        word: &AtomicU64,
+        iova: u64,
+        gather: &mut Gather,
+    ) -> bool {
         let (mask, value) = F::plain_leaf(level);
         if words::load(word) & mask != value {
             return false;
         }
         words::store(word, 0);
         self.pages.clean(core::slice::from_ref(word));
-        gather.add(iova, size);
+        gather.add(iova, 1 << item_shift::<F>(level));
         gather.add_leaf(item_shift::<F>(level));
         true
     }

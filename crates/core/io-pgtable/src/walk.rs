@@ -62,17 +62,28 @@ impl<F: Format, P: Pages> PageTable<F, P> {
         if !self.in_reach(root, iova.get()) {
             return None;
         }
-        if let Some(word) = self.word_at(root, 0, iova.get()) {
-            let entry = words::load(word);
-            let (mask, value) = F::plain_leaf(0);
-            if entry & mask == value {
-                return Self::translation(iova.get(), 0, entry);
-            }
+        let word = self.word_at(root, 0, iova.get());
+        match word.and_then(|word| Self::granule_at(iova.get(), words::load(word))) {
+            Some(translation) => Some(translation),
+            None => self.walk_to_any(root, iova.get()),
         }
-        self.walk_to_any(root, iova.get())
     }
 
-    /// As [`Self::walk`], wherever the walk may end.
+    /// What `entry`, at level 0, says if it is a leaf of one granule.
+    #[inline(always)]
+    pub(crate) fn granule_at(iova: u64, entry: u64) -> Option<Translation> {
+        let (mask, value) = F::plain_leaf(0);
+        if entry & mask == value { Self::translation(iova, 0, entry) } else { None }
+    }
+
+    /// As [`Self::walk`], without its short way.
+    #[inline(never)]
+    pub(crate) fn walk_anywhere(&self, iova: Iova) -> Option<Translation> {
+        let root = self.root();
+        if self.in_reach(root, iova.get()) { self.walk_to_any(root, iova.get()) } else { None }
+    }
+
+    /// As [`Self::walk`] for an IOVA in reach, wherever the walk may end.
     #[inline(never)]
     fn walk_to_any(&self, root: Root, iova: u64) -> Option<Translation> {
         let (level, entry) = self.lookup(root, iova)?;
@@ -107,7 +118,7 @@ impl<F: Format, P: Pages> PageTable<F, P> {
 
     /// Whether the aperture holds `iova` and a walk from `root` can tell it from other IOVAs.
     #[inline(always)]
-    fn in_reach(&self, root: Root, iova: u64) -> bool {
+    pub(crate) fn in_reach(&self, root: Root, iova: u64) -> bool {
         self.first <= iova && iova <= self.last && self.root_reaches(root, iova)
     }
 
