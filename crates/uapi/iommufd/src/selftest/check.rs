@@ -143,7 +143,7 @@ pub(super) fn check_refs(command: &TestCommand<'_>) -> Result<()> {
 
 /// What the page table with a number translates by: `ENOENT`.
 pub(super) fn domain_of(state: &State, id: u32) -> Result<Domain> {
-    Ok(Domain::Paging(Arc::clone(&state.objects.hwpt(id)?.domain)))
+    Ok(state.objects.page_table(id)?.domain)
 }
 
 /// The frame of the page at `at`: `EFAULT`.
