@@ -13,7 +13,8 @@ use support::contender::{Contender, Own};
 use support::dirty::Tracked;
 use support::formats::{Visitor, visit_all};
 use support::pool::Pool;
-use support::rows::{Goal, Shape, cases, name, near_walks};
+use support::resizing::Resized;
+use support::rows::{Case, Goal, Shape, cases, name, near_walks};
 
 mod support {
     #[expect(dead_code, reason = "walks in turn are measured in time only")]
@@ -23,6 +24,7 @@ mod support {
     pub(crate) mod machine;
     #[expect(dead_code, reason = "there is one thread here")]
     pub(crate) mod pool;
+    pub(crate) mod resizing;
     #[expect(dead_code, reason = "goals are nanoseconds")]
     pub(crate) mod rows;
 }
@@ -41,6 +43,18 @@ fn main() {
 fn counted(work: &mut dyn FnMut()) {
     work();
     black_box(());
+}
+
+/// Counts maps and unmaps of `case`.
+fn count(format: &str, case: &Case, own: &mut dyn Contender) {
+    // Makes the tables that stay.
+    own.map_all(case);
+    own.unmap_all(case);
+    counted(&mut || own.map_all(case));
+    counted(&mut || own.unmap_all(case));
+    for name in case.names() {
+        println!("{format}\t{name}\t{}", case.total());
+    }
 }
 
 struct Counts {
@@ -63,16 +77,10 @@ impl Visitor for Counts {
         };
         // What waits, or finds nothing in the caches, takes no more instructions for it.
         for case in cases(&shape).iter().filter(|case| !case.isolated && !case.cold) {
-            let Ok(mut own) = table().map(Own) else {
+            let Ok(table) = table() else {
                 return;
             };
-            // Makes the tables that stay.
-            own.map_all(case);
-            own.unmap_all(case);
-            counted(&mut || own.map_all(case));
-            counted(&mut || own.unmap_all(case));
-            println!("{format}\tmap {}\t{}", case.name, case.total());
-            println!("{format}\tunmap {}\t{}", case.name, case.total());
+            count(format, case, &mut Own(table));
         }
         let page = name(shape.page);
         if let Ok(mut own) = table().map(Own) {
@@ -82,6 +90,15 @@ impl Visitor for Counts {
                 black_box(own.walk_all(&walks.iovas));
             });
             println!("{format}\twalk, {page}\t{}", walks.iovas.len());
+        }
+        if let Some(resized) = table().ok().and_then(|table| Resized::new(table, &shape)) {
+            // Makes the list of displaced tables, if that is kept.
+            resized.cut();
+            resized.join();
+            counted(&mut || resized.cut());
+            counted(&mut || resized.join());
+            println!("{format}\tcut into {page}\t{}", resized.pages());
+            println!("{format}\tjoin {page}\t{}", resized.pages());
         }
         if F::TRACKS_DIRTY
             && let Ok(tracked) = table().map(Tracked::new)

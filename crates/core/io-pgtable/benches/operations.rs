@@ -4,6 +4,9 @@
 //! `cargo bench -p lychgate-io-pgtable -- [--quick] [--format json] [WORD...]`: each word must be part of
 //! the name of the format or of the row, as in `-- arm walk`.
 //!
+//! Some of the other crates are not generic, so the compiler inlines little of them; with
+//! `CARGO_PROFILE_BENCH_LTO=thin` it does.
+//!
 //! There is no hardware, so no invalidation; an unmap does all but waiting for it. Tables come from a pool
 //! without locks, in huge pages.
 
@@ -20,11 +23,12 @@ use lychgate_io_pgtable::{Config, Format, PageTable};
 use support::arguments::{self, Arguments};
 use support::contender::{Contender, Own};
 use support::dirty::Tracked;
-use support::floor::{Flat, primitives, scan};
+use support::floor::{Flat, fill, primitives, scan};
 use support::formats::{Visitor, visit_all};
-use support::measure::{Budget, nanoseconds, rounds};
+use support::measure::{Budget, Cost, nanoseconds, rounds};
 use support::pool::{Pool, memory};
 use support::report::{Report, Row, Scaling};
+use support::resizing::Resized;
 use support::rows::{Case, Goal, Shape, cases, far_walks, name, near_walks};
 
 mod support {
@@ -39,6 +43,7 @@ mod support {
     pub(crate) mod peers;
     pub(crate) mod pool;
     pub(crate) mod report;
+    pub(crate) mod resizing;
     pub(crate) mod rows;
     pub(crate) mod threads;
 }
@@ -92,6 +97,7 @@ impl Visitor for Bench {
             self.mapping(&section, &case);
         }
         self.walking(&section);
+        self.resizing(&section);
         self.tracking(&section);
         self.threads(&section);
     }
@@ -146,18 +152,30 @@ impl Bench {
     }
 
     fn mapping<F: Format>(&mut self, section: &Section<F>, case: &Case) {
-        let names = ["map", "unmap"].map(|what| format!("{what} {}", case.name));
-        if !names.iter().any(|row| self.wants(section.name, row)) {
-            return;
+        if self.wants_either(section.name, case)
+            && let Some(table) = section.table(self.pool)
+        {
+            let peers = section.peers(self.pool);
+            self.compare(section, case, &mut Own(table), peers);
         }
-        let Some(table) = section.table(self.pool) else {
-            return;
-        };
+    }
+
+    fn wants_either(&self, format: &str, case: &Case) -> bool {
+        case.names().iter().any(|row| self.wants(format, row))
+    }
+
+    /// Times maps and unmaps of `case` by `own` and `peers`, next to the bare stores.
+    fn compare<F: Format>(
+        &mut self,
+        section: &Section<F>,
+        case: &Case,
+        own: &mut dyn Contender,
+        mut peers: Peers,
+    ) {
         let words = self.flat;
-        let (mut flat, mut own) = (section.flat(words), Own(table));
-        let mut peers = section.peers(self.pool);
+        let mut flat = section.flat(words);
         let costs = rounds(self.budget(), |times| {
-            for contender in contenders(&mut flat, &mut own, &mut peers) {
+            for contender in contenders(&mut flat, own, &mut peers) {
                 if !case.cold {
                     // Brings back to the caches what the one before has put out.
                     contender.map_all(case);
@@ -169,7 +187,7 @@ impl Bench {
                 times.push(nanoseconds(|| contender.unmap_all(case)));
             }
         });
-        for (step, (name, goal)) in names.iter().zip(case.goals).enumerate() {
+        for (step, (name, goal)) in case.names().iter().zip(case.goals).enumerate() {
             let costs = costs.iter().skip(step).step_by(2).map(|cost| cost.per(case.total()));
             self.row(section.name, name, case.unit, goal, &peers, costs.collect());
         }
@@ -218,6 +236,33 @@ impl Bench {
         }
     }
 
+    fn resizing<F: Format>(&mut self, section: &Section<F>) {
+        let Some(block) = section.shape.block.map(name) else {
+            return;
+        };
+        let page = name(section.shape.page);
+        let names = [format!("cut {block} into {page}"), format!("join {page} into {block}")];
+        if !names.iter().any(|row| self.wants(section.name, row)) {
+            return;
+        }
+        let table = section.table(self.pool);
+        let Some(resized) = table.and_then(|table| Resized::new(table, &section.shape)) else {
+            return;
+        };
+        let pages = usize::try_from(resized.pages()).unwrap_or(0);
+        let words = self.flat.get(..pages).unwrap_or(self.flat);
+        let costs = rounds(self.budget(), |times| {
+            times.push(nanoseconds(|| fill(words)));
+            times.push(nanoseconds(|| resized.cut()));
+            times.push(nanoseconds(|| assert!(!scan(words))));
+            times.push(nanoseconds(|| resized.join()));
+        });
+        let costs: Vec<Cost> = costs.iter().map(|cost| cost.per(pages as f64)).collect();
+        for (name, costs) in names.iter().zip(costs.chunks(2)) {
+            self.row(section.name, name, "page", Goal::None, &Peers::new(), costs.to_vec());
+        }
+    }
+
     fn tracking<F: Format>(&mut self, section: &Section<F>) {
         if !F::TRACKS_DIRTY {
             return;
@@ -250,7 +295,7 @@ impl Bench {
         unit: &str,
         goal: Goal,
         peers: &Peers,
-        costs: Vec<support::measure::Cost>,
+        costs: Vec<Cost>,
     ) {
         if !self.wants(format, name) {
             return;

@@ -98,6 +98,12 @@ fn store<const STEP: u64>(words: &[AtomicU64], first: u64) {
     }
 }
 
+/// Stores to all of `words`.
+#[inline(never)]
+pub(crate) fn fill(words: &[AtomicU64]) {
+    store::<4096>(words, 0);
+}
+
 /// Reads `words` for one bit that none has.
 #[inline(never)]
 pub(crate) fn scan(words: &[AtomicU64]) -> bool {

@@ -67,7 +67,11 @@ impl Report {
         }
         let all = primitives.iter().map(|(name, cost)| format!("{name} {}", figure(*cost)));
         println!("Nanoseconds. This machine: {}.\n", all.collect::<Vec<_>>().join("; "));
-        println!("{}", COLUMNS);
+        println!("{COLUMNS}");
+        println!(
+            "           {}",
+            if option_env!("CARGO_PROFILE_BENCH_LTO").is_some() { LTO } else { NO_LTO }
+        );
     }
 
     pub(crate) fn begin(&mut self, format: &'static str) {
@@ -182,6 +186,10 @@ goal       what the project aims at, measured on an AMD EPYC of family 26; for w
            which frees them unread, and for 1G 1.05 of the floor
 peers      crates that do the same; aarch64-paging in its own format of 4 levels; x86_64 and
            page_table_multiarch (multiarch) keep empty tables";
+
+const LTO: &str = "here they have link-time optimisation";
+const NO_LTO: &str = "\
+with CARGO_PROFILE_BENCH_LTO=thin in the environment some are faster, and the crate's own is not";
 
 /// Three digits or so.
 fn figure(value: f64) -> String {

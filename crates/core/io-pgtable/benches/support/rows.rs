@@ -10,7 +10,7 @@ pub(crate) struct Shape {
     /// Entries of a table.
     pub(crate) entries: u64,
     /// The page that one entry of a table of tables spans, if it can be one.
-    block: Option<u64>,
+    pub(crate) block: Option<u64>,
     /// The page one level further up.
     giant: Option<u64>,
     /// A page of several entries of a lowest table: 1 MiB where there is one.
@@ -84,6 +84,11 @@ pub(crate) struct Case {
 }
 
 impl Case {
+    /// What the rows of the map and of the unmap are called.
+    pub(crate) fn names(&self) -> [String; 2] {
+        ["map", "unmap"].map(|what| format!("{what} {}", self.name))
+    }
+
     /// Bytes at each place.
     pub(crate) fn len(&self) -> u64 {
         self.runs.iter().map(|run| run.len).sum()
