@@ -10,15 +10,17 @@ use std::hint::black_box;
 use lychgate_io_pgtable::{Config, Format, PageTable};
 
 use support::contender::{Contender, Own};
+use support::cursor::ByCursor;
 use support::dirty::Tracked;
 use support::formats::{Visitor, visit_all};
 use support::pool::Pool;
 use support::resizing::Resized;
-use support::rows::{Case, Goal, Shape, cases, name, near_walks};
+use support::rows::{Case, Goal, Shape, by_cursor, cases, name, near_walks};
 
 mod support {
     #[expect(dead_code, reason = "walks in turn are measured in time only")]
     pub(crate) mod contender;
+    pub(crate) mod cursor;
     pub(crate) mod dirty;
     pub(crate) mod formats;
     pub(crate) mod machine;
@@ -81,6 +83,9 @@ impl Visitor for Counts {
                 return;
             };
             count(format, case, &mut Own(table));
+        }
+        if let Ok(table) = table() {
+            count(format, &by_cursor(&shape), &mut ByCursor(table));
         }
         let page = name(shape.page);
         if let Ok(mut own) = table().map(Own) {

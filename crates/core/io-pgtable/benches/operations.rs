@@ -22,6 +22,7 @@ use lychgate_io_pgtable::{Config, Format, PageTable};
 
 use support::arguments::{self, Arguments};
 use support::contender::{Contender, Own};
+use support::cursor::ByCursor;
 use support::dirty::Tracked;
 use support::floor::{Flat, fill, primitives, scan};
 use support::formats::{Visitor, visit_all};
@@ -29,11 +30,12 @@ use support::measure::{Budget, Cost, nanoseconds, rounds};
 use support::pool::{Pool, memory};
 use support::report::{Report, Row, Scaling};
 use support::resizing::Resized;
-use support::rows::{Case, Goal, Shape, cases, far_walks, name, near_walks};
+use support::rows::{Case, Goal, Shape, by_cursor, cases, far_walks, name, near_walks};
 
 mod support {
     pub(crate) mod arguments;
     pub(crate) mod contender;
+    pub(crate) mod cursor;
     pub(crate) mod dirty;
     pub(crate) mod floor;
     pub(crate) mod formats;
@@ -96,6 +98,7 @@ impl Visitor for Bench {
         for case in cases(&section.shape) {
             self.mapping(&section, &case);
         }
+        self.stepping(&section);
         self.walking(&section);
         self.resizing(&section);
         self.tracking(&section);
@@ -157,6 +160,35 @@ impl Bench {
         {
             let peers = section.peers(self.pool);
             self.compare(section, case, &mut Own(table), peers);
+        }
+    }
+
+    fn stepping<F: Format>(&mut self, section: &Section<F>) {
+        let case = by_cursor(&section.shape);
+        if self.wants_either(section.name, &case)
+            && let Some(table) = section.table(self.pool)
+        {
+            self.compare(section, &case, &mut ByCursor(table), Peers::new());
+        }
+        let walks = near_walks(&section.shape, [Goal::None; 2]);
+        let name = format!("walk, {}, by a cursor", name(section.shape.page));
+        if self.wants(section.name, &name)
+            && let Some(table) = section.table(self.pool)
+        {
+            let (mut flat, mut own) = (section.flat(self.flat), ByCursor(table));
+            own.map_all(&walks.mapped);
+            let same = own.walk_with_one(&walks.iovas) == walks.sum;
+            assert!(same, "{}: walks lead elsewhere", section.name);
+            let costs = rounds(self.budget(), |times| {
+                times.push(nanoseconds(|| {
+                    black_box(flat.walk_all(&walks.iovas));
+                }));
+                times.push(nanoseconds(|| {
+                    black_box(own.walk_with_one(&walks.iovas));
+                }));
+            });
+            let costs = costs.iter().map(|cost| cost.per(walks.iovas.len() as f64)).collect();
+            self.row(section.name, &name, "op", Goal::None, &Peers::new(), costs);
         }
     }
 

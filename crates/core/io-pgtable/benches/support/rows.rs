@@ -203,6 +203,16 @@ pub(crate) fn cases(shape: &Shape) -> Vec<Case> {
     cases
 }
 
+/// What a cursor maps and unmaps page after page.
+pub(crate) fn by_cursor(shape: &Shape) -> Case {
+    let count = 256;
+    let frames = PhysRun { start: PhysAddr::new(FRAMES + shape.page), len: count * shape.page };
+    Case {
+        name: format!("{count} x {}, by a cursor", name(shape.page)),
+        ..mapped(shape, (0..FEW).map(|n| BASE + n * shape.table()).collect(), frames)
+    }
+}
+
 /// Walks, and what must be mapped before.
 pub(crate) struct Walks {
     pub(crate) mapped: Case,
