@@ -134,12 +134,12 @@ impl<D: PagingDomain + ?Sized, L: Locks> DmaCache<D, L> {
     /// The granules that a range touches.
     #[inline(always)]
     pub(super) fn granules(&self, start: u64, len: u64) -> Result<Granules, DmaError> {
-        let offset = start & self.mask;
-        let padded = len.checked_add(offset + self.mask).ok_or(DmaError::Length)? & !self.mask;
-        if len == 0 {
-            return Err(DmaError::Length);
-        }
-        Ok(Granules { start: start - offset, len: padded })
+        let last = len.checked_sub(1).and_then(|rest| start.checked_add(rest));
+        let last = last.ok_or(DmaError::Length)? | self.mask;
+        let start = start & !self.mask;
+        // Only all of the 64-bit space has no length.
+        let len = (last - start).checked_add(1).ok_or(DmaError::Length)?;
+        Ok(Granules { start, len })
     }
 
     /// From the first byte of the first segment to the last one of the last.
@@ -182,8 +182,8 @@ impl<D: PagingDomain + ?Sized, L: Locks> DmaCache<D, L> {
         for buffer in buffers {
             let offset = buffer.start.get() & self.mask;
             let next = DmaSegment { iova: Iova::new(at + offset), len: buffer.len };
-            // The sum was checked when it was mapped.
-            at += (offset + buffer.len + self.mask) & !self.mask;
+            // The last one may end with the 64-bit space.
+            at = at.wrapping_add((offset + buffer.len + self.mask) & !self.mask);
             match to.last_mut() {
                 Some(segment)
                     if segment.iova.get() + segment.len == next.iova.get()

@@ -18,7 +18,7 @@ pub(super) const LOW: usize = 0;
 /// Last IOVA of the window that 32-bit devices reach.
 const LOW_LAST: u64 = u32::MAX as u64;
 
-/// Most entries of a magazine: with its length, eight cache lines of 128 bytes, as Linux's.
+/// Most entries of a magazine, as Linux has it.
 const MAGAZINE: u64 = 127;
 
 /// A magazine holds this part of its window at most, so that what waits for one size does not

@@ -48,11 +48,13 @@ fn a_buffer_keeps_its_offset_and_takes_the_pages_that_it_touches() {
 #[test]
 fn a_buffer_without_bytes_or_end_is_refused() {
     let mut dma = DmaCache::new(space((1 << 48) - 1));
-    for len in [0, u64::MAX, u64::MAX - 0xfff] {
+    for len in [0, u64::MAX, u64::MAX - 0x17fe] {
         let mapped = dma.map_phys(PhysAddr::new(0x1800), len, Prot::READ, ANY);
         assert_eq!(mapped, Err(DmaError::Length));
         assert_eq!(dma.unmap_phys(Iova::new(0x1800), len), Err(DmaError::Length));
     }
+    let everything = dma.map_phys(PhysAddr::new(0), u64::MAX, Prot::READ, ANY);
+    assert_eq!(everything, Err(DmaError::Length));
     let mut to = vec![segment(0, 1)];
     assert_eq!(dma.map_sg(&[], Prot::READ, ANY, &mut to), Err(DmaError::Length));
     assert_eq!(to, []);
@@ -202,6 +204,20 @@ fn a_list_is_one_range_and_neighbours_become_one_segment() {
     let shorter = Reach { max_segment: 0x17ff, ..ANY };
     dma.map_sg(&buffers, Prot::READ, shorter, &mut to).unwrap();
     assert_eq!(to.len(), 2);
+    dma.unmap_sg(&to).unwrap();
+}
+
+#[test]
+fn buffers_and_lists_may_end_with_the_64_bit_space() {
+    let mut dma = DmaCache::new(space(u64::MAX));
+    let last_page = u64::MAX - 0xfff;
+    let at = dma.map_phys(PhysAddr::new(last_page), PAGE, Prot::READ, ANY).unwrap();
+    assert_eq!(at, Iova::new(last_page));
+    dma.unmap_phys(at, PAGE).unwrap();
+    dma.drain();
+    let mut to = vec![];
+    dma.map_sg(&[run(0x5000, 0x1000), run(0x8000, 0x1000)], Prot::READ, ANY, &mut to).unwrap();
+    assert_eq!(to, [segment(u64::MAX - 0x1fff, 0x2000)]);
     dma.unmap_sg(&to).unwrap();
 }
 

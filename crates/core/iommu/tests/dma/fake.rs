@@ -65,7 +65,7 @@ impl PagingDomain for FakeDomain {
                 let phys = run.start.get() + offset;
                 assert_eq!(state.pages.insert(at, phys), None, "{at:#x} was mapped");
                 assert_eq!(state.iotlb.insert(at, phys), None, "{at:#x} is still cached");
-                at += PAGE;
+                at = at.wrapping_add(PAGE);
             }
         }
         Ok(())
@@ -76,7 +76,7 @@ impl PagingDomain for FakeDomain {
             return 0;
         }
         let bytes = self.take_out(iova, len);
-        self.state().iotlb.retain(|at, _| *at < iova.get() || *at >= iova.get() + len);
+        self.state().iotlb.retain(|at, _| *at < iova.get() || *at - iova.get() >= len);
         bytes
     }
 
