@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lychgate_iommu::{Iommu, ReservedKind};
 use lychgate_iommufd::error::{Result, refuse};
 use lychgate_iommufd::{
-    Client, Config, Context, MemFile, Mm, NodeKind, Observer, OpenFile, Selftest,
-    SharedIommu,
+    Cap, Client, Config, Context, MemFile, Mm, NodeKind, Observer, OpenFile, Selftest, SharedIommu,
     fault_injection,
 };
 use lychgate_model::{PciFunction, Upstream};
@@ -204,6 +203,12 @@ impl System for Machine {
 
     fn mem_file(&self, fd: OwnedFd) -> std::result::Result<Arc<dyn MemFile>, Errno> {
         self.memory.mem_file(fd)
+    }
+
+    /// The kernel's tests set how pins are accounted, which is root's to do and concerns this machine
+    /// alone. Whoever runs it is root in it, though the host may give its root fewer capabilities.
+    fn grants(&self, cap: Cap) -> bool {
+        self.selftest.is_some() && cap == Cap::SysResource
     }
 
     fn attribute(&self, path: &Path) -> Option<Arc<dyn Text>> {

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use lychgate_iommufd::{Client, MemFile, Mm, OpenFile, Result};
+use lychgate_iommufd::{Cap, Client, MemFile, Mm, OpenFile, Result};
 use lychgate_types::Errno;
 
 use crate::client::AddressSpace;
@@ -48,6 +48,12 @@ pub trait System: Send + Sync {
 
     /// Opens a device node. `ENOENT` where there is none; else as its driver answers.
     fn open(&self, path: &Path, client: &dyn Client) -> Result<Arc<dyn OpenFile>>;
+
+    /// Whether all clients have a capability on the machine, whatever the host says.
+    fn grants(&self, cap: Cap) -> bool {
+        let _ = cap;
+        false
+    }
 
     /// An attribute in the tree that can be written; `None` for one that is there to be read, and for
     /// all else.
