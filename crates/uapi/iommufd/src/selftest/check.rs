@@ -13,7 +13,6 @@ use crate::error::{Refusal, Result, refuse};
 use crate::io_pagetable::last_of;
 use crate::mm::{Mm, PAGE_SIZE};
 use crate::reserved::ReservedBy;
-use crate::state::State;
 
 /// Bits that a bitmap of dirty pages has at most.
 const MOST_DIRTY: u64 = 16 << 20 << 3;
@@ -70,11 +69,9 @@ impl Context {
     /// `IOMMU_TEST_OP_MD_CHECK_IOTLB`.
     pub(super) fn test_check_iotlb(&self, command: &TestCommand<'_>) -> Result<()> {
         let member = command.argument.member::<abi::CheckIotlb>();
-        let domain = match domain_of(&self.lock(), command.argument.id)? {
-            Domain::Nested(domain) => domain,
-            _ => {
-                return refuse(Errno::ENOENT, "the page table is no nested one");
-            }
+        let id = command.argument.id;
+        let Domain::Nested(domain) = self.lock().objects.page_table(id)?.domain else {
+            return refuse(Errno::ENOENT, format!("page table {id} is no nested one"));
         };
         let Some(nested) = domain.as_any().downcast_ref::<MockNested>() else {
             return refuse(Errno::EINVAL, "the page table is none of the mock IOMMU's");
@@ -139,11 +136,6 @@ pub(super) fn check_refs(command: &TestCommand<'_>) -> Result<()> {
         at += PAGE_SIZE;
     }
     Ok(())
-}
-
-/// What the page table with a number translates by: `ENOENT`.
-pub(super) fn domain_of(state: &State, id: u32) -> Result<Domain> {
-    Ok(state.objects.page_table(id)?.domain)
 }
 
 /// The frame of the page at `at`: `EFAULT`.

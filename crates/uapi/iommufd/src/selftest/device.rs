@@ -5,7 +5,6 @@ use std::sync::Arc;
 use lychgate_iommu::{DeviceId, Domain, PageFault};
 use lychgate_types::{Bdf, Errno, Iova, Pasid};
 
-use super::check::domain_of;
 use super::{Selftest, TestCommand, abi};
 use crate::attach::Way;
 use crate::context::Context;
@@ -26,13 +25,6 @@ struct MockDevice {
 
 impl SelftestObject for MockDevice {
     fn destroy(self: Box<Self>, context: &Context, state: &mut State, _id: u32) {
-        let pasids = {
-            let iommu = context.lock_iommu();
-            iommu.group(self.device).map(|group| iommu.attached_pasids(group))
-        };
-        for pasid in pasids.into_iter().flatten() {
-            context.detach(state, self.idev, pasid);
-        }
         context.unbind_device(state, self.idev);
         context.lock_iommu().remove(self.device);
         self.selftest.devices().destroy(self.at);
@@ -125,7 +117,7 @@ impl Context {
         let device = mock_device(&mut state, command.argument.id)?.device;
         let expected = match member.hwpt_id {
             0 => None,
-            id => Some(domain_of(&state, id)?),
+            id => Some(state.objects.page_table(id)?.domain),
         };
         let attached = self.attached_to(device, member.pasid);
         let same = match (&attached, &expected) {
@@ -232,7 +224,7 @@ impl Context {
         let iommu = self.lock_iommu();
         let group = iommu.group(device)?;
         match Pasid::new(pasid)? {
-            Pasid::NONE => iommu.group_domain(group),
+            Pasid::NONE => iommu.group_domain(group).filter(|domain| !is_blocked(domain)),
             pasid => iommu.pasid_domain(group, pasid),
         }
     }
@@ -245,6 +237,11 @@ impl Context {
         }
         Ok(device)
     }
+}
+
+/// Whether a domain is what a group has that is attached to nothing.
+fn is_blocked(domain: &Domain) -> bool {
+    matches!(domain, Domain::Blocked)
 }
 
 /// The mock device with a number: `ENOENT`.

@@ -30,10 +30,6 @@ impl World {
         let member = abi::AccessRw { iova, length, uptr, flags, padding: 0 };
         self.test(op::ACCESS_RW, fd, member).map(drop)
     }
-
-    fn close(&self, fd: u32) {
-        self.process.close(i32::try_from(fd).unwrap());
-    }
 }
 
 #[test]

@@ -81,11 +81,7 @@ fn replacing_changes_over_and_frees_the_automatic_page_table() {
     let world = World::new();
     let (first, second) = (world.ioas(), world.ioas());
     let mock = world.mock(first, 0).unwrap();
-    let replace = |id, pt_id| {
-        world
-            .test(op::MOCK_DOMAIN_REPLACE, id, abi::MockDomainReplace { pt_id })
-            .map(|member| member.pt_id)
-    };
+    let replace = |id, pt_id| world.replace(id, pt_id);
     let other = replace(mock.stdev, second).unwrap();
     assert_eq!(replace(mock.stdev, second), Ok(other));
     assert_eq!(replace(mock.stdev, mock.hwpt), Err(Errno::ENOENT));

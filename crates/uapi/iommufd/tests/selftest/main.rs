@@ -1,11 +1,6 @@
 //! `IOMMU_TEST_CMD` and the mock IOMMU, operation by operation and error by error.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 mod common;
 
@@ -15,3 +10,7 @@ mod devices;
 mod dirty;
 mod dma_bufs;
 mod faults;
+mod nesting;
+mod page_requests;
+mod pasids;
+mod viommus;

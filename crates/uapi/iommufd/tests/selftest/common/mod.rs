@@ -8,7 +8,8 @@ use lychgate_iommu::Iommu;
 use lychgate_iommufd::abi::{Argument, iommufd as linux};
 use lychgate_iommufd::selftest::abi::{self, TestCmd, op};
 use lychgate_iommufd::{
-    Config, Context, Event, NodeKind, Observer, OpenFile, Refusal, Reply, Selftest, SharedIommu,
+    Client, Config, Context, Event, NodeKind, Observer, OpenFile, Refusal, Reply, Selftest,
+    SharedIommu,
 };
 use lychgate_types::{Errno, HeapPages};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -155,6 +156,70 @@ impl World {
             ..Default::default()
         };
         self.call(alloc).map(|(alloc, _)| alloc.out_hwpt_id)
+    }
+
+    /// A nested page table whose cache holds `iotlb`.
+    pub(crate) fn nested(&self, dev: u32, pt: u32, flags: u32, iotlb: u32) -> Result<u32, Errno> {
+        self.hwpt_with(dev, pt, flags, abi::HwptData { iotlb, pagetable_type: 0 })
+    }
+
+    /// Attaches a mock device to something else.
+    pub(crate) fn replace(&self, stdev: u32, pt_id: u32) -> Result<u32, Errno> {
+        self.test(op::MOCK_DOMAIN_REPLACE, stdev, abi::MockDomainReplace { pt_id })
+            .map(|member| member.pt_id)
+    }
+
+    /// Sends `requests`, structures of `len` bytes; gives how many were handled, and the result.
+    pub(crate) fn invalidate(
+        &self,
+        id: u32,
+        requests: &[u32],
+        len: u32,
+        data_type: u32,
+    ) -> (u32, Result<(), Errno>) {
+        let at = SCRATCH + 0x800;
+        lychgate_iommufd::Mm::write(&*self.process.space, at, requests.as_bytes()).unwrap();
+        let invalidate = linux::HwptInvalidate {
+            hwpt_id: id,
+            data_uptr: at,
+            data_type,
+            entry_len: len,
+            entry_num: u32::try_from(size_of_val(requests)).unwrap() / len,
+            ..Default::default()
+        };
+        let result = self.call(invalidate).map(drop);
+        let mut after = linux::HwptInvalidate::default();
+        lychgate_iommufd::Mm::read(&*self.process.space, SCRATCH, after.as_mut_bytes()).unwrap();
+        (after.entry_num, result)
+    }
+
+    /// Writes a structure into the process, and gives where it is.
+    pub(crate) fn put<T: IntoBytes + Immutable>(&self, value: &T) -> u64 {
+        let at = SCRATCH + 0x800;
+        lychgate_iommufd::Mm::write(&*self.process.space, at, value.as_bytes()).unwrap();
+        at
+    }
+
+    /// Reads the structure that [`World::put`] wrote.
+    pub(crate) fn get<T: FromBytes + IntoBytes>(&self) -> T {
+        let mut value = T::new_zeroed();
+        let at = SCRATCH + 0x800;
+        lychgate_iommufd::Mm::read(&*self.process.space, at, value.as_mut_bytes()).unwrap();
+        value
+    }
+
+    /// `read` of a descriptor; gives the bytes.
+    pub(crate) fn read(&self, fd: u32, count: u64) -> Result<Vec<u8>, Errno> {
+        let file = self.process.file(i32::try_from(fd).unwrap()).unwrap();
+        let at = SCRATCH + 0x800;
+        let len = file.read_at(&self.process, at, count, 0).map_err(|refusal| refusal.errno)?;
+        let mut bytes = vec![0; usize::try_from(len).unwrap()];
+        lychgate_iommufd::Mm::read(&*self.process.space, at, &mut bytes).unwrap();
+        Ok(bytes)
+    }
+
+    pub(crate) fn close(&self, fd: u32) {
+        self.process.close(i32::try_from(fd).unwrap());
     }
 
     pub(crate) fn check_map(
