@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use lychgate_types::{Errno, PhysAddr, PhysRun};
 
 use crate::context::Context;
+use crate::observer::Event;
 
 /// A file that stands for memory of a device (`struct dma_buf`).
 pub trait DmaBuf: Send + Sync {
@@ -73,7 +74,10 @@ impl Importer for Import {
         let mut state = context.lock();
         if !self.is_revoked() {
             for ioas in state.objects.ioases_mut() {
-                ioas.table.revoke(self);
+                let serial = ioas.serial;
+                ioas.table.revoke(self, |iova, len| {
+                    context.observer.event(&Event::Unmapped { ioas: serial, iova, len });
+                });
             }
             self.revoked.store(true, Ordering::Relaxed);
         }

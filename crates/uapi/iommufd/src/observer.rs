@@ -17,7 +17,8 @@ pub enum Event {
         /// Rights that were asked for.
         prot: Prot,
     },
-    /// An area was removed.
+    /// An area was removed, or the memory of a device that it leads to was taken back; then the area
+    /// is removed later on.
     Unmapped {
         /// As in `Mapped`.
         ioas: u64,

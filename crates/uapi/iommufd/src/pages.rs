@@ -14,6 +14,7 @@ use self::frames::Frames;
 use crate::client::Client;
 use crate::dma_buf::Import;
 use crate::error::{Refusal, Result, refuse};
+use crate::fault_injection::{Step, allocation, should_fail};
 use crate::mm::{Accounting, Mm, PAGE_SIZE, PinSource};
 
 /// Whose pins these are.
@@ -107,6 +108,7 @@ impl Pages {
         with: impl FnOnce(&[PhysRun]) -> Result<R>,
     ) -> Result<R> {
         let (first, end) = page_span(start, len)?;
+        allocation()?;
         let mut pins = self.lock();
         pins.split_at(first);
         pins.split_at(end);
@@ -190,6 +192,7 @@ impl Pages {
             Copy::Write(from) => from.len() as u64,
         };
         let (first, end) = page_span(start, len)?;
+        allocation()?;
         let mut pins = self.lock();
         pins.split_at(first);
         pins.split_at(end);
@@ -279,6 +282,9 @@ impl Pages {
         let Some((start, len)) = span() else {
             return refuse(Errno::EFAULT, "the memory passes the end of the address space");
         };
+        if should_fail(Step::Iommufd) {
+            return refuse(Errno::EFAULT, "this pin is to fail (fail-nth)");
+        }
         let runs = source.pin(start, len, self.writable).map_err(|errno| {
             let why = match errno {
                 Errno::EFAULT if self.writable => {

@@ -173,7 +173,7 @@ fn pin_area(
     }
     allocation()?;
     if should_fail(Step::Iommufd) {
-        return refuse(Errno::ENOMEM, "this pin is to fail (fail-nth)");
+        return refuse(Errno::ENOMEM, "this access is to fail (fail-nth)");
     }
     let range = area.page_range(first, at, end);
     area.pages.acquire(range.0 * PAGE_SIZE, bytes(range), |runs| {

@@ -52,14 +52,15 @@ impl IoPageTable {
         self.alignment = self.needed_alignment(self.large_pages);
     }
 
-    /// Takes memory of a device out of every domain, as it is about to be revoked
-    /// (`iopt_revoke_notify`).
-    pub(crate) fn revoke(&mut self, import: &Import) {
+    /// Takes memory of a device out of every domain, as it is about to be revoked, and tells `gone`
+    /// of each area: its first IOVA and its length (`iopt_revoke_notify`).
+    pub(crate) fn revoke(&mut self, import: &Import, mut gone: impl FnMut(u64, u64)) {
         for (&first, area) in &self.areas {
             if area.pages.import().is_some_and(|found| std::ptr::eq(Arc::as_ptr(found), import)) {
                 for holder in &self.holders {
                     area.unmap(first, holder.domain.as_ref());
                 }
+                gone(first, area.len(first));
             }
         }
     }

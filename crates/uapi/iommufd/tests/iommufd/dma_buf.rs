@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lychgate_iommufd::abi::iommufd as abi;
-use lychgate_iommufd::{AccessOps, Accounting};
+use lychgate_iommufd::{AccessOps, Accounting, Event};
 use lychgate_types::{Errno, Prot};
 
 use crate::common::{BAR, FakeDmaBuf, FakeDmaBufFile, PAGE, SCRATCH, World};
@@ -84,8 +84,17 @@ fn what_is_revoked_leads_nowhere_for_good() {
     let mapped =
         || world.driver.domains().iter().map(|domain| domain.pages().len()).collect::<Vec<_>>();
     assert_eq!(mapped(), [4, 4, 2]);
+    world.journal.take();
     buffer.revoke();
     assert_eq!(mapped(), [0, 0, 0]);
+    let gone = world.journal.take();
+    assert!(matches!(
+        gone[..],
+        [
+            Event::Unmapped { iova: 0x10_0000, len: 0x4000, .. },
+            Event::Unmapped { iova: 0x30_0000, len: 0x2000, .. },
+        ]
+    ));
     assert_eq!(map(&world, ioas, 0, PAGE, 0), Err(Errno::ENODEV), "also without a domain");
     world.hwpt(bound.id(), ioas).unwrap();
     buffer.restore();

@@ -17,6 +17,7 @@ mod containers;
 mod dirty;
 mod dispatch;
 mod dma_buf;
+mod fail_nth;
 mod fault_queue;
 mod hwpt;
 mod ioas;
