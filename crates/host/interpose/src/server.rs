@@ -25,9 +25,11 @@ use crate::eventfds::EventFds;
 use crate::files::{Files, Opened};
 use crate::filter::bpf::{ARCH_I386, ARCH_X86_64};
 use crate::filter::i386;
+use crate::origin::Waiting;
 use crate::paths::Paths;
 use crate::process::{self, Status};
 use crate::space::Space;
+use crate::supervisor::Origins;
 use crate::sys::notify::{At, Gone, Listener, Notification};
 use crate::trace::{Served, Tracer};
 
@@ -46,6 +48,7 @@ pub(crate) struct Server {
     paths: Paths,
     tracer: Arc<dyn Tracer>,
     traces: bool,
+    origins: Option<Origins>,
     descriptors: Range<u32>,
     calls: AtomicU64,
     spaces: Mutex<HashMap<u32, Known>>,
@@ -98,6 +101,7 @@ impl Server {
         paths: Paths,
         files: Files,
         descriptors: Range<u32>,
+        origins: Option<Origins>,
     ) -> Self {
         let traces = tracer.wants_calls();
         Self {
@@ -108,6 +112,7 @@ impl Server {
             paths,
             tracer,
             traces,
+            origins,
             descriptors,
             calls: AtomicU64::new(0),
             spaces: Mutex::default(),
@@ -332,6 +337,11 @@ impl Server {
             }
         };
         self.system.call_begins(call.clone());
+        if let Some(Origins(origins)) = &self.origins {
+            let mm = self.mm(caller.process, n.instruction);
+            let waiting = Waiting { process: caller.process, thread: n.pid, mm };
+            self.system.call_came_from(origins.stack(waiting.mm.id(), &waiting));
+        }
         let outcome = work(&caller);
         self.system.call_ends();
         let result = match outcome {

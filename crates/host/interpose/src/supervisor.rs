@@ -45,6 +45,28 @@ pub struct Options {
     /// Where the run puts its files, such as [`Scratch::path`](crate::Scratch::path); `None` for
     /// where temporary files are. They go with the run.
     pub scratch: Option<PathBuf>,
+    /// What looks for the program's frames in each call that the machine serves, for
+    /// [`lychgate_machine::System::call_came_from`]. Nothing does, unless it is given.
+    pub origins: Option<Origins>,
+}
+
+/// Frames of programs, shared with whoever looks for their places in the source.
+#[derive(Clone)]
+pub struct Origins(pub Arc<lychgate_origins::Origins>);
+
+/// Two are the same when they are shared.
+impl PartialEq for Origins {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Origins {}
+
+impl std::fmt::Debug for Origins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Origins")
+    }
 }
 
 /// Runs a program on a machine, until it and all that it started have ended, daemons included.
@@ -86,7 +108,15 @@ pub fn run(
     let run = Run { command, spawned, signals };
     let client = run.client()?;
     let listener = Listener::new(run.listener()?);
-    let server = Arc::new(Server::new(listener, system, tracer, paths, files, descriptors));
+    let server = Arc::new(Server::new(
+        listener,
+        system,
+        tracer,
+        paths,
+        files,
+        descriptors,
+        options.origins.clone(),
+    ));
     let serving = {
         let server = server.clone();
         let end = End(run.spawned.leash.clone());

@@ -20,14 +20,23 @@ pub(crate) struct Cli {
 }
 
 const EXIT_STATUS: &str = "\
-Exit status of `run`: the program's own; if a signal ended the program, lychgate ends by the same \
-signal. 125 if lychgate itself fails, 126 if the program cannot be executed, 127 if it is not \
+Exit status of `run` and `check`: the program's own; if a signal ended the program, lychgate ends by the same \
+signal. 99 if `check` found something, 125 if lychgate itself fails, 126 if the program cannot be executed, 127 if it is not \
 found, 2 for a mistake on the command line.";
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run a program on a machine with an IOMMU and devices behind it.
     Run(Run),
+
+    /// Run a program and report its DMA mistakes, like valgrind for memory.
+    Check(Check),
+
+    /// Say what a kind of finding means; without a name, list them all.
+    Explain {
+        /// The name, as a report gives it: dma/use-after-unmap.
+        id: Option<String>,
+    },
 
     /// Show it: a small NVMe driver moves data, and then makes a mistake that gets caught.
     Demo(Demo),
@@ -75,6 +84,32 @@ pub(crate) struct Run {
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
+
+#[derive(Args, Debug)]
+#[command(after_help = CHECK_EXAMPLES, after_long_help = CHECK_EXAMPLES)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    pub(crate) run: Run,
+
+    /// Exit with CODE when there was a finding; 0 for the program's own exit status even then.
+    #[arg(long, value_name = "CODE", default_value_t = 99)]
+    pub(crate) error_exitcode: u8,
+
+    /// Also report what software may live with, and what is not certain.
+    #[arg(long)]
+    pub(crate) advice: bool,
+}
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  Check a driver on an NVMe controller with a disk in memory; 99 tells CI that there was a finding:
+    lychgate check --nvme 0000:01:00.0=mem:64M -- ./my-driver
+  What does it mean?
+    lychgate explain dma/use-after-unmap
+
+Each mistake is reported once, with the place in the source that mapped and unmapped the memory where
+the program has debug information (-g). Under check the IOMMU caches everything that it may, forgets
+nothing unless it is told to, and carries no command out before its completion is waited for.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:

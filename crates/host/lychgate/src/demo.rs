@@ -26,5 +26,5 @@ pub(crate) fn demo(demo: &Demo, color: Color) -> Result<Ended, Failure> {
         .on_fault(Arc::new(Reporter(Arc::clone(&output))));
     let command =
         interpose::Command::new(own_path()?).args([DEMO_CLIENT.to_owned(), CONTROLLER.to_string()]);
-    supervise(builder, &command, Arc::new(Printer::new(output, demo.trace)))
+    supervise(builder, &command, Arc::new(Printer::new(output, demo.trace)), None)
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
 mod cli;
 mod demo;
 mod huge_pages;
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(run) => run::run(&run, cli.color),
+        Command::Check(check) => check::check(&check, cli.color),
+        Command::Explain { id } => return check::explain(id.as_deref()),
         Command::Demo(demo) => demo::demo(&demo, cli.color),
         Command::DemoClient { arguments } => {
             return lychgate_demo_client::main(arguments.into_iter());

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use anyhow::Context;
-use lychgate_interpose::{self as interpose, ExitStatus, Options, Scratch};
+use lychgate_interpose::{self as interpose, ExitStatus, Options, Origins, Scratch};
 use lychgate_machine::{
     BuildError, FaultListener, FaultStory, FrameOrder, IommuKind, Machine, MachineBuilder,
     MemlockPolicy, NamespaceSource, Policy,
@@ -53,19 +53,32 @@ impl From<interpose::Error> for Failure {
 /// Runs a program on a machine of its own.
 pub(crate) fn run(run: &Run, color: Color) -> Result<Ended, Failure> {
     let output = Arc::new(Output::new(run.output.as_deref(), color)?);
-    let mut builder = builder(&run.machine).selftest(run.selftest);
-    if run.enforce_memlock {
-        builder = builder.memlock(MemlockPolicy::Enforce);
-    }
+    let mut builder = machine(run);
     if !run.quiet {
         builder = builder.on_fault(Arc::new(Reporter(Arc::clone(&output))));
     }
+    start(run, builder, output, None)
+}
+
+/// The machine that the options describe.
+pub(crate) fn machine(run: &Run) -> MachineBuilder {
+    let builder = builder(&run.machine).selftest(run.selftest);
+    if run.enforce_memlock { builder.memlock(MemlockPolicy::Enforce) } else { builder }
+}
+
+/// Runs the program that the options name.
+pub(crate) fn start(
+    run: &Run,
+    builder: MachineBuilder,
+    output: Arc<Output>,
+    origins: Option<Origins>,
+) -> Result<Ended, Failure> {
     // Dropped at the end of the run.
     let _pages = run.selftest.then(HugePages::lend);
     let (program, arguments) =
         run.program.split_first().ok_or_else(|| anyhow::anyhow!("no program to run"))?;
     let command = interpose::Command::new(program).args(arguments);
-    supervise(builder, &command, Arc::new(Printer::new(output, run.trace)))
+    supervise(builder, &command, Arc::new(Printer::new(output, run.trace)), origins)
 }
 
 /// Builds the machine, runs the program on it, and lets every fault be reported.
@@ -73,12 +86,14 @@ pub(crate) fn supervise(
     builder: MachineBuilder,
     command: &interpose::Command,
     printer: Arc<Printer>,
+    origins: Option<Origins>,
 ) -> Result<Ended, Failure> {
     // Dropped last, and made before there is another thread.
     let scratch = Scratch::new().context("making a directory for temporary files")?;
     let machine = Arc::new(builder.scratch(scratch.path()).build()?);
     let mut options = Options::default();
     options.scratch = Some(scratch.path().to_owned());
+    options.origins = origins;
     let status = interpose::run(command, Arc::clone(&machine) as _, &options, printer);
     machine.settle();
     Ok(match status? {

@@ -9,6 +9,7 @@ use lychgate_endpoints::NvmeError;
 use lychgate_iommu::ProbeError;
 use lychgate_iommufd::Refusal;
 use lychgate_model::Policy;
+use lychgate_origins::Origins;
 use lychgate_types::{Bdf, Errno};
 
 use crate::faults::FaultListener;
@@ -59,6 +60,8 @@ pub struct MachineBuilder {
     pub(crate) endpoints: Vec<(Bdf, Endpoint)>,
     pub(crate) allow_unsafe_interrupts: bool,
     pub(crate) selftest: bool,
+    pub(crate) checking: bool,
+    pub(crate) origins: Option<Arc<Origins>>,
     pub(crate) listener: Option<Arc<dyn FaultListener>>,
     pub(crate) scratch: Option<PathBuf>,
 }
@@ -73,6 +76,8 @@ impl Default for MachineBuilder {
             endpoints: Vec::new(),
             allow_unsafe_interrupts: true,
             selftest: false,
+            checking: false,
+            origins: None,
             listener: None,
             scratch: None,
         }
@@ -143,6 +148,22 @@ impl MachineBuilder {
     #[must_use]
     pub fn selftest(mut self, selftest: bool) -> Self {
         self.selftest = selftest;
+        self
+    }
+
+    /// Whether the machine checks its IOMMU's driver: the IOMMU is then as unhelpful as its
+    /// specification allows, whatever [`MachineBuilder::iotlb`] says, and every copy that the tables
+    /// contradict is told of.
+    #[must_use]
+    pub fn checking(mut self, checking: bool) -> Self {
+        self.checking = checking;
+        self
+    }
+
+    /// Where stories look for the places in the source of programs. Nowhere, unless said otherwise.
+    #[must_use]
+    pub fn origins(mut self, origins: Arc<Origins>) -> Self {
+        self.origins = Some(origins);
         self
     }
 

@@ -9,10 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use lychgate_iommu::{FaultReport, FaultSink};
-use lychgate_model::Access;
+use lychgate_model::{Access, Finding};
+use lychgate_origins::Origins;
 use lychgate_types::{Bdf, Iova, Pasid, RequesterId};
 
-use crate::journal::{History, Journal};
+use crate::check::StaleStory;
+use crate::journal::{Cause, History, Journal};
 use crate::report::{FaultStory, Reason};
 
 /// Who hears of DMA that did not pass. Called from threads of the machine.
@@ -22,6 +24,11 @@ pub trait FaultListener: Send + Sync {
 
     /// The IOMMU's log overflowed: faults were lost.
     fn faults_lost(&self) {}
+
+    /// On a machine that checks: the IOMMU has a copy that its tables contradict.
+    fn stale(&self, story: &StaleStory) {
+        let _ = story;
+    }
 }
 
 /// Aborts that wait for the driver's report.
@@ -51,6 +58,7 @@ struct Noted {
 pub(crate) struct Faults {
     journal: Arc<Journal>,
     listener: Option<Arc<dyn FaultListener>>,
+    origins: Option<Arc<Origins>>,
     devices: OnceLock<HashMap<RequesterId, (Bdf, String)>>,
     aborts: Mutex<VecDeque<Noted>>,
     noted: Condvar,
@@ -58,10 +66,15 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    pub(crate) fn new(journal: Arc<Journal>, listener: Option<Arc<dyn FaultListener>>) -> Self {
+    pub(crate) fn new(
+        journal: Arc<Journal>,
+        listener: Option<Arc<dyn FaultListener>>,
+        origins: Option<Arc<Origins>>,
+    ) -> Self {
         Self {
             journal,
             listener,
+            origins,
             devices: OnceLock::new(),
             aborts: Mutex::default(),
             noted: Condvar::new(),
@@ -133,8 +146,25 @@ impl Faults {
         }
     }
 
-    fn tell(&self, story: FaultStory) {
+    /// Tells of a copy that the tables contradict.
+    pub(crate) fn tell_stale(&self, finding: Finding) {
+        let (device, name) = self.device(finding.requester);
+        let mut history = self.journal.history(device, Iova::new(finding.span.start));
+        let mut after = Cause::now();
+        if let Some(origins) = &self.origins {
+            history.locate(origins);
+            after.locate(origins);
+        }
+        if let Some(listener) = &self.listener {
+            listener.stale(&StaleStory { device, name, finding, history, after });
+        }
+    }
+
+    fn tell(&self, mut story: FaultStory) {
         self.count.fetch_add(1, Ordering::Relaxed);
+        if let Some(origins) = &self.origins {
+            story.history.locate(origins);
+        }
         if let Some(listener) = &self.listener {
             listener.fault(&story);
         }
@@ -217,7 +247,10 @@ mod tests {
 
     fn faults() -> (Arc<Faults>, Arc<Heard>) {
         let heard = Arc::new(Heard::default());
-        (Arc::new(Faults::new(Arc::new(Journal::new()), Some(Arc::clone(&heard) as _))), heard)
+        (
+            Arc::new(Faults::new(Arc::new(Journal::new()), Some(Arc::clone(&heard) as _), None)),
+            heard,
+        )
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use lychgate_iommufd::{Event, Observer};
+use lychgate_origins::{Origins, Stack};
 use lychgate_types::{Bdf, Iova, Prot};
 
 use crate::system::Call;
@@ -16,16 +17,29 @@ const MAX_ENDED: usize = 1 << 16;
 thread_local! {
     /// The calls that this thread is in, the last one innermost.
     static CALLS: RefCell<Vec<Arc<Call>>> = const { RefCell::new(Vec::new()) };
+    /// Where they come from.
+    static STACKS: RefCell<Vec<Stack>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A call begins on this thread.
 pub(crate) fn call_begins(call: Call) {
     CALLS.with_borrow_mut(|calls| calls.push(Arc::new(call)));
+    STACKS.with_borrow_mut(|stacks| stacks.push(Stack::default()));
+}
+
+/// Where the call that began last on this thread comes from.
+pub(crate) fn call_came_from(stack: Stack) {
+    STACKS.with_borrow_mut(|stacks| {
+        if let Some(last) = stacks.last_mut() {
+            *last = stack;
+        }
+    });
 }
 
 /// The call that began last on this thread is over.
 pub(crate) fn call_ends() {
     CALLS.with_borrow_mut(|calls| drop(calls.pop()));
+    STACKS.with_borrow_mut(|stacks| drop(stacks.pop()));
 }
 
 fn current_call() -> Option<Arc<Call>> {
@@ -39,11 +53,21 @@ pub struct Cause {
     pub time: Instant,
     /// In which call.
     pub call: Option<Arc<Call>>,
+    /// The program's frames in that call; empty unless somebody looked for them.
+    pub stack: Stack,
+    /// The place in the program's source, once it was asked for.
+    pub place: Option<String>,
 }
 
 impl Cause {
-    fn now() -> Self {
-        Self { time: Instant::now(), call: current_call() }
+    /// Now, in the call that this thread is in.
+    pub(crate) fn now() -> Self {
+        let stack = STACKS.with_borrow(|stacks| stacks.last().cloned().unwrap_or_default());
+        Self { time: Instant::now(), call: current_call(), stack, place: None }
+    }
+
+    pub(crate) fn locate(&mut self, origins: &Origins) {
+        self.place = origins.place(&self.stack).map(|place| place.to_string());
     }
 }
 
@@ -84,6 +108,18 @@ pub struct History {
     pub below: Option<Mapping>,
     /// As `below`: the live mapping that starts first behind it.
     pub above: Option<Mapping>,
+}
+
+impl History {
+    /// Looks for the places in the source behind every cause.
+    pub(crate) fn locate(&mut self, origins: &Origins) {
+        for mapping in [&mut self.mapping, &mut self.below, &mut self.above].into_iter().flatten() {
+            mapping.mapped.locate(origins);
+            if let Some(unmapped) = &mut mapping.unmapped {
+                unmapped.locate(origins);
+            }
+        }
+    }
 }
 
 /// The journal. It hears what happens as iommufd's [`Observer`].

@@ -8,6 +8,7 @@
 
 mod builder;
 mod bus;
+mod check;
 pub mod client;
 mod endpoints;
 mod fault_injection;
@@ -28,10 +29,11 @@ mod topology;
 pub mod tree;
 
 pub use builder::{BuildError, IommuKind, MachineBuilder, NamespaceSource};
+pub use check::{StaleStory, kind};
 pub use client::{AddressSpace, Span, Unreachable, Vma};
 pub use faults::FaultListener;
 pub use image::ImageError;
-pub use lychgate_model::{Access, Policy};
+pub use lychgate_model::{Access, Certainty, Policy};
 pub use machine::Machine;
 pub use memory::{FrameOrder, MemlockPolicy, PhysicalMemory};
 pub use report::{FaultStory, Reason};

@@ -5,18 +5,20 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lychgate_iommu::{Iommu, ReservedKind};
+use lychgate_iommu::{Driver, Iommu, ReservedKind};
 use lychgate_iommufd::error::{Result, refuse};
 use lychgate_iommufd::{
     Cap, Client, Config, Context, MemFile, Mm, NodeKind, Observer, OpenFile, Selftest, SharedIommu,
     fault_injection,
 };
 use lychgate_model::{PciFunction, Upstream};
+use lychgate_origins::Stack;
 use lychgate_types::{Bdf, Errno};
 use lychgate_vfio::{Interrupts, Parts, Vfio, VfioPciDevice};
 
 use crate::builder::{BuildError, MachineBuilder};
 use crate::bus::Bus;
+use crate::check::CheckedDriver;
 use crate::client::AddressSpace;
 use crate::endpoints::{self, BarWindows};
 use crate::fault_injection::Injection;
@@ -70,9 +72,17 @@ impl Machine {
             .map_err(BuildError::host("reserve memory"))?;
         let memory = Arc::new(memory);
         let journal = Arc::new(Journal::new());
-        let faults = Arc::new(Faults::new(Arc::clone(&journal), builder.listener));
+        let faults = Arc::new(Faults::new(Arc::clone(&journal), builder.listener, builder.origins));
         let controller = Arc::new(InterruptController::new());
-        let platform = Platform::start(builder.policy, &memory, &controller, &faults)?;
+        let platform =
+            Platform::start(builder.policy, builder.checking, &memory, &controller, &faults)?;
+        let driver: Arc<dyn Driver> = Arc::clone(&platform.driver) as _;
+        let driver = if builder.checking {
+            let model = Arc::clone(&platform.model) as _;
+            Arc::new(CheckedDriver::new(driver, model, Arc::clone(&faults)))
+        } else {
+            driver
+        };
         let port = Arc::clone(&platform.model);
         let bus = Bus::new(port, Arc::clone(&memory), Arc::clone(&controller), Arc::clone(&faults));
 
@@ -83,6 +93,7 @@ impl Machine {
             bus: Arc::new(bus),
             vfio: Vfio::new(Arc::clone(&iommu)),
             iommu: Arc::clone(&iommu),
+            driver,
             interrupts: controller,
             windows: BarWindows::default(),
             services: Vec::new(),
@@ -91,7 +102,7 @@ impl Machine {
         };
         for (bdf, endpoint) in builder.endpoints {
             let made = endpoints::make(bdf, endpoint, &assembly.bus)?;
-            assembly.add(bdf, made, &topology, &platform)?;
+            assembly.add(bdf, made, &topology)?;
         }
         faults.name_devices(assembly.names);
         let injection = builder.selftest.then(Injection::new);
@@ -226,6 +237,10 @@ impl System for Machine {
         journal::call_begins(call);
     }
 
+    fn call_came_from(&self, stack: Stack) {
+        journal::call_came_from(stack);
+    }
+
     fn call_ends(&self) {
         journal::call_ends();
         if self.injection.is_some() {
@@ -239,6 +254,7 @@ struct Assembly {
     bus: Arc<Bus>,
     vfio: Vfio,
     iommu: SharedIommu,
+    driver: Arc<dyn Driver>,
     interrupts: Arc<InterruptController>,
     windows: BarWindows,
     services: Vec<ServiceThread>,
@@ -253,12 +269,11 @@ impl Assembly {
         bdf: Bdf,
         made: endpoints::Made,
         topology: &Topology,
-        platform: &Platform,
     ) -> std::result::Result<(), BuildError> {
         let resources = self.windows.assign(&*made.function);
         let (device, group, reserved) = {
             let mut iommu = self.iommu.lock().unwrap_or_else(PoisonError::into_inner);
-            let driver = Arc::clone(&platform.driver);
+            let driver = Arc::clone(&self.driver);
             let device = iommu
                 .add_pci(topology.endpoint(bdf), driver)
                 .map_err(|error| BuildError::Probe { bdf, error })?;

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use lychgate_amd_vi::driver::{AmdVi as Driver, Config as DriverConfig};
 use lychgate_amd_vi::model::{AmdVi as Model, CAPABILITY_OFFSET, Config as ModelConfig};
 use lychgate_amd_vi::spec::capability;
-use lychgate_model::{Msi, PciFunction, Policy};
+use lychgate_model::{Checking, Msi, PciFunction, Policy};
 use lychgate_types::{Memory, Mmio, StdLocks};
 use lychgate_vfio::Interrupts;
 
@@ -35,6 +35,7 @@ impl Platform {
     /// Powers the IOMMU on and lets the driver take it over, every device blocked.
     pub(crate) fn start(
         policy: Policy,
+        checking: bool,
         memory: &Arc<PhysicalMemory>,
         controller: &Arc<InterruptController>,
         faults: &Arc<Faults>,
@@ -44,7 +45,13 @@ impl Platform {
         let deliver = Arc::new(move |msi| {
             target.deliver(msi);
         });
-        let config = ModelConfig { policy, va_bits: IOVA_BITS, ..ModelConfig::default() };
+        let policy = if checking { Policy::Adversarial } else { policy };
+        let config = ModelConfig {
+            policy,
+            checking: checking.then(Checking::default),
+            va_bits: IOVA_BITS,
+            ..ModelConfig::default()
+        };
         let model = Arc::new(Model::new(config, table, deliver));
 
         let line = Arc::new(Line::default());

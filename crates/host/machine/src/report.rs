@@ -148,10 +148,16 @@ impl FaultStory {
             main if main == call.process => String::new(),
             thread => format!(", thread {thread}"),
         };
-        format!(
-            "{when} by {} (call {}, process {}{thread}, at {:#x})",
-            call.name, call.number, call.process, call.instruction
-        )
+        let (name, number, process) = (&call.name, call.number, call.process);
+        match &cause.place {
+            Some(place) => {
+                format!("{when} by {name} at {place} (call {number}, process {process}{thread})")
+            }
+            None => format!(
+                "{when} by {name} (call {number}, process {process}{thread}, at {:#x})",
+                call.instruction
+            ),
+        }
     }
 }
 

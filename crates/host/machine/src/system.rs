@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lychgate_iommufd::{Cap, Client, MemFile, Mm, OpenFile, Result};
+use lychgate_origins::Stack;
 use lychgate_types::Errno;
 
 use crate::client::AddressSpace;
@@ -78,6 +79,11 @@ pub trait System: Send + Sync {
 
     /// A call begins on this thread: changes up to [`System::call_ends`] are its doing.
     fn call_begins(&self, call: Call);
+
+    /// Where in the program the call that began last on this thread comes from.
+    fn call_came_from(&self, stack: Stack) {
+        let _ = stack;
+    }
 
     /// The call that began last on this thread is over.
     fn call_ends(&self);

@@ -63,11 +63,7 @@ impl Reach<'_> {
 }
 
 /// Fills `to` from `runs`.
-pub(super) fn read(
-    memory: Reach<'_>,
-    runs: &[PhysRun],
-    to: &mut [u8],
-) -> Result<(), BusError> {
+pub(super) fn read(memory: Reach<'_>, runs: &[PhysRun], to: &mut [u8]) -> Result<(), BusError> {
     let pieces = pieces(memory, runs, to.len())?;
     for group in pieces.chunk_by(same_space) {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
@@ -87,11 +83,7 @@ pub(super) fn read(
 }
 
 /// Stores `from` to `runs`.
-pub(super) fn write(
-    memory: Reach<'_>,
-    runs: &[PhysRun],
-    from: &[u8],
-) -> Result<(), BusError> {
+pub(super) fn write(memory: Reach<'_>, runs: &[PhysRun], from: &[u8]) -> Result<(), BusError> {
     let pieces = pieces(memory, runs, from.len())?;
     for group in pieces.chunk_by(same_space) {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::system::Call;
+use lychgate_origins::Stack;
 
 fn cause(now: Instant, before: Duration, number: u64, name: &str) -> Cause {
     let call = Call {
@@ -11,7 +12,12 @@ fn cause(now: Instant, before: Duration, number: u64, name: &str) -> Cause {
         instruction: 0x55d0_0040_1a2c,
         name: name.into(),
     };
-    Cause { time: now.checked_sub(before).unwrap(), call: Some(Arc::new(call)) }
+    Cause {
+        time: now.checked_sub(before).unwrap(),
+        call: Some(Arc::new(call)),
+        stack: Stack::default(),
+        place: None,
+    }
 }
 
 fn mapping(now: Instant, iova: u64, len: u64) -> Mapping {
@@ -108,7 +114,9 @@ fn what_only_the_log_tells_of_is_told_without_the_rest() {
 #[test]
 fn memory_that_is_gone_has_no_event() {
     let now = Instant::now();
-    let live = Mapping { mapped: Cause { time: now, call: None }, ..mapping(now, 0x7f000, 0x1000) };
+    let never = cause(now, Duration::ZERO, 1, "none");
+    let by_nobody = Cause { time: now, call: None, ..never };
+    let live = Mapping { mapped: by_nobody, ..mapping(now, 0x7f000, 0x1000) };
     let history = History { attached: true, mapping: Some(live), ..History::default() };
     let story = FaultStory { reason: Reason::MemoryGone, raw: None, ..story(now, history) };
     insta::assert_snapshot!(story.render(false), @r"
