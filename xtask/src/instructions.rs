@@ -88,6 +88,7 @@ fn measure_in(directory: &Path) -> Result<Vec<Row>> {
     ];
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
+        .current_dir(root())
         .args(["bench", "--quiet", "-p", "lychgate-io-pgtable", "--bench", "instructions"])
         .arg("--config")
         .arg(format!("target.'cfg(all())'.runner = {runner:?}"))
