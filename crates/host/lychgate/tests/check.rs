@@ -104,7 +104,7 @@ fn the_demo_has_its_one_planted_mistake() {
     let demo = Command::new(env!("CARGO_BIN_EXE_lychgate"))
         .args(["check", "--nvme", "0000:01:00.0=mem:64M", "--"])
         .arg(env!("CARGO_BIN_EXE_lychgate"))
-        .args(["demo-client"])
+        .args(["demo-client", "0000:01:00.0"])
         .output()
         .expect("lychgate");
     let text = String::from_utf8_lossy(&demo.stderr);
