@@ -542,7 +542,9 @@ impl World {
                 let after = peek(self);
                 self.model.apply(context, command, &before, &after, &mapped, removed);
             }
-            Ok(_) => panic!("no ioctl here makes a file"),
+            // The client can have no more descriptors: what came with the file goes with it.
+            Ok(Reply::FileAt { file, .. }) => file.file.release(),
+            Ok(Reply::File(_)) => panic!("no ioctl here gives back a file"),
             Err(refusal) => {
                 assert!(mapped.is_empty(), "{command:#x} was refused and has mapped: {refusal}");
                 assert!(!refusal.why.is_empty());

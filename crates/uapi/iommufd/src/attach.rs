@@ -117,10 +117,9 @@ impl Context {
         pasids.filter(|pasid| *pasid != Pasid::NONE).collect()
     }
 
-    /// Whether the requests of a device without PASID are attached.
-    pub(crate) fn is_attached(state: &State, id: u32) -> bool {
-        let is_rid = |place: &Place| place.1 == Pasid::NONE;
-        state.attached.iter().any(|(at, on)| is_rid(at) && on.devices.contains(&id))
+    /// Whether the requests of a device with `pasid`, or without one, are attached.
+    pub(crate) fn is_attached(state: &State, id: u32, pasid: Pasid) -> bool {
+        state.attached.iter().any(|((_, at), on)| *at == pasid && on.devices.contains(&id))
     }
 
     fn change_hwpt(

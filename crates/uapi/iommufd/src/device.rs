@@ -96,7 +96,12 @@ impl BoundDevice {
 
     /// Whether the device's requests without PASID are attached to a page table.
     pub fn is_attached(&self) -> bool {
-        Context::is_attached(&self.context.lock(), self.id)
+        self.is_pasid_attached(Pasid::NONE)
+    }
+
+    /// As [`BoundDevice::is_attached`], for its requests with a PASID.
+    pub fn is_pasid_attached(&self, pasid: Pasid) -> bool {
+        Context::is_attached(&self.context.lock(), self.id, pasid)
     }
 }
 

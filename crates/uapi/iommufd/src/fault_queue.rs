@@ -83,14 +83,21 @@ impl FaultQueue {
         let mut answers = self.answers();
         answers.0.retain(|_, reported| reported.attachment != attachment);
         let mut waiting = self.waiting();
-        waiting.groups.retain(|reported| reported.attachment != attachment);
+        let groups = std::mem::take(&mut waiting.groups).into_iter();
+        let (ended, kept): (VecDeque<_>, _) =
+            groups.partition(|reported| reported.attachment == attachment);
+        waiting.groups = kept;
         waiting.tell();
+        // Whoever reports a fault may hold a lock that the answer takes.
+        drop(waiting);
+        drop(ended);
     }
 
     /// Answers whatever is left: nobody can any more (`iommufd_fault_destroy`).
     pub(crate) fn close(&self) {
         self.answers().0.clear();
-        self.waiting().groups.clear();
+        let groups = std::mem::take(&mut self.waiting().groups);
+        drop(groups);
     }
 
     fn answers(&self) -> MutexGuard<'_, Answers> {

@@ -4,15 +4,13 @@
 //!
 //! A [`Context`] is one open of `/dev/iommu`, or of `/dev/vfio/vfio`, which iommufd serves too. The
 //! machine hands it system calls through [`OpenFile`]; VFIO holds a [`ContextRef`], binds devices to
-//! it and attaches them. All of an IO address space is there: allocation, mapping of memory and of
-//! memfds, copies, allowed and reserved ranges, options, accounting; page tables of the paging kind,
-//! with the automatic ones; description of the hardware; and VFIO's type1 containers, both versions.
+//! it and attaches them, by requester id and by PASID.
 //!
-//! What no IOMMU below has is refused as Linux refuses it there, after the checks of its arguments:
-//! `IOMMU_HWPT_SET_DIRTY_TRACKING` and `IOMMU_HWPT_GET_DIRTY_BITMAP`, nested page tables and
-//! `IOMMU_HWPT_INVALIDATE`, `IOMMU_FAULT_QUEUE_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC`,
-//! `IOMMU_VEVENTQ_ALLOC`, `IOMMU_HW_QUEUE_ALLOC` and `IOMMU_IOAS_NOIOMMU_GET_PA`. `IOMMU_IOAS_MAP_FILE`
-//! takes memfds, no dma-bufs. Devices are attached by their requester id alone, not by PASIDs.
+//! All objects of Linux are there: IO address spaces with what is mapped in them, memory, files and
+//! dma-bufs; page tables, those that are made by attaching, and those of guests on a second stage or
+//! on a vIOMMU; access objects; fault queues, vIOMMUs, vDEVICEs, vEVENTQs and hardware queues; and
+//! VFIO's type1 containers, both versions. What a driver below does not offer is refused as Linux
+//! refuses it there. `IOMMU_IOAS_NOIOMMU_GET_PA` is refused as by a kernel without no-IOMMU mode.
 
 #![forbid(unsafe_code)]
 

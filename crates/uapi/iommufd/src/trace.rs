@@ -66,7 +66,7 @@ pub fn describe(command: u32, argument: u64, client: &dyn Client) -> Option<Stri
                 .number("dev_id", a.dev_id)
                 .number("pt_id", a.pt_id)
                 .number("out_hwpt_id", a.out_hwpt_id)
-                .number("data_type", a.data_type)
+                .name("data_type", a.data_type.into(), HWPT_DATA_TYPES)
                 .number("data_len", a.data_len)
                 .hex("data_uptr", a.data_uptr)
                 .number("fault_id", a.fault_id)
@@ -76,7 +76,7 @@ pub fn describe(command: u32, argument: u64, client: &dyn Client) -> Option<Stri
                 .number("dev_id", a.dev_id)
                 .number("data_len", a.data_len)
                 .hex("data_uptr", a.data_uptr)
-                .number("data_type", a.data_type)
+                .name("data_type", a.data_type.into(), HW_INFO_TYPES)
                 .number("out_max_pasid_log2", a.out_max_pasid_log2)
                 .hex("out_capabilities", a.out_capabilities)
         }),
@@ -113,7 +113,7 @@ pub fn describe(command: u32, argument: u64, client: &dyn Client) -> Option<Stri
         }),
         0x90 => at.fields(|a: abi::ViommuAlloc, f| {
             f.hex("flags", a.flags)
-                .number("type", a.kind)
+                .name("type", a.kind.into(), VIOMMU_TYPES)
                 .number("dev_id", a.dev_id)
                 .number("hwpt_id", a.hwpt_id)
                 .number("out_viommu_id", a.out_viommu_id)
@@ -130,7 +130,7 @@ pub fn describe(command: u32, argument: u64, client: &dyn Client) -> Option<Stri
         0x93 => at.fields(|a: abi::VeventqAlloc, f| {
             f.hex("flags", a.flags)
                 .number("viommu_id", a.viommu_id)
-                .number("type", a.kind)
+                .name("type", a.kind.into(), VIOMMU_TYPES)
                 .number("veventq_depth", a.veventq_depth)
                 .number("out_veventq_id", a.out_veventq_id)
                 .number("out_veventq_fd", a.out_veventq_fd)
@@ -202,6 +202,12 @@ fn describe_container(command: u32, argument: u64, client: &dyn Client) -> Optio
 }
 
 const MAP_FLAGS: &[&str] = &["FIXED_IOVA", "WRITEABLE", "READABLE"];
+/// `IOMMU_HWPT_DATA_*`.
+const HWPT_DATA_TYPES: &[&str] = &["NONE", "VTD_S1", "ARM_SMMUV3", "AMD_GUEST"];
+/// `IOMMU_HW_INFO_TYPE_*`.
+const HW_INFO_TYPES: &[&str] = &["NONE", "INTEL_VTD", "ARM_SMMUV3", "TEGRA241_CMDQV", "AMD"];
+/// `IOMMU_VIOMMU_TYPE_*`; those of queues and events are numbered alike.
+const VIOMMU_TYPES: &[&str] = &["DEFAULT", "ARM_SMMUV3", "TEGRA241_CMDQV"];
 const HWPT_FLAGS: &[&str] = &["NEST_PARENT", "DIRTY_TRACKING", "FAULT_ID_VALID", "PASID"];
 
 /// `IOMMU_TEST_OP_*`, which count from 1.

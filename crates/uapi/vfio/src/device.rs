@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lychgate_iommu::GroupId;
 use lychgate_iommufd::error::{Result, refuse};
 use lychgate_iommufd::{BoundDevice, ContextRef};
-use lychgate_types::Errno;
+use lychgate_types::{Errno, Pasid};
 
 use crate::group::Group;
 use crate::pci_device::VfioPciDevice;
@@ -76,19 +76,20 @@ impl Device {
         }
     }
 
-    /// Attaches it, or moves it from what it is attached to; gives the page table.
-    pub(crate) fn attach(&self, pt_id: u32) -> Result<u32> {
+    /// Attaches a PASID of it, or its requests without one, or moves them from what they are attached
+    /// to; gives the page table.
+    pub(crate) fn attach(&self, pasid: Pasid, pt_id: u32) -> Result<u32> {
         match &self.lock().bound {
-            Some(bound) if bound.is_attached() => bound.replace(pt_id),
-            Some(bound) => bound.attach(pt_id),
+            Some(bound) if bound.is_pasid_attached(pasid) => bound.replace_pasid(pasid, pt_id),
+            Some(bound) => bound.attach_pasid(pasid, pt_id),
             None => refuse(Errno::EINVAL, "the device is not bound"),
         }
     }
 
-    /// Detaches it, if it is attached.
-    pub(crate) fn detach(&self) {
+    /// Detaches a PASID of it, or its requests without one, if they are attached.
+    pub(crate) fn detach(&self, pasid: Pasid) {
         if let Some(bound) = &self.lock().bound {
-            bound.detach();
+            bound.detach_pasid(pasid);
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use lychgate_iommufd::error::{Result, refuse};
 use lychgate_iommufd::{Client, Context, MmapRequest, OpenFile, Reply};
-use lychgate_types::Errno;
+use lychgate_types::{Errno, Pasid};
 
 use crate::abi::*;
 use crate::device::Device;
@@ -113,24 +113,39 @@ impl DeviceFile {
 
     fn attach(&self, client: &dyn Client, argument: u64) -> Result<()> {
         const MIN: usize = 12;
+        const LEN: usize = size_of::<AttachIommufdPt>();
         const PT_ID: u64 = 8;
         let attach: AttachIommufdPt = user::copy_in(client, argument, MIN)?;
         user::check_argsz(attach.argsz, MIN)?;
-        check_pasid_flag(attach.flags)?;
-        let pt_id = self.device.attach(attach.pt_id)?;
+        let pasid = if wants_pasid(attach.flags)? {
+            user::check_argsz(attach.argsz, LEN)?;
+            pasid(user::copy_in::<AttachIommufdPt>(client, argument, LEN)?.pasid)?
+        } else {
+            Pasid::NONE
+        };
+        let pt_id = self.device.attach(pasid, attach.pt_id)?;
         let reply = user::write(client, user::at(argument, PT_ID)?, &pt_id.to_le_bytes());
         if reply.is_err() {
-            self.device.detach();
+            self.device.detach(pasid);
         }
         reply
     }
 
     fn detach(&self, client: &dyn Client, argument: u64) -> Result<()> {
         const MIN: usize = 8;
+        const LEN: usize = size_of::<DetachIommufdPt>();
         let detach: DetachIommufdPt = user::copy_in(client, argument, MIN)?;
         user::check_argsz(detach.argsz, MIN)?;
-        check_pasid_flag(detach.flags)?;
-        self.device.detach();
+        let pasid = if wants_pasid(detach.flags)? {
+            user::check_argsz(detach.argsz, LEN)?;
+            Pasid::new(user::copy_in::<DetachIommufdPt>(client, argument, LEN)?.pasid)
+        } else {
+            Some(Pasid::NONE)
+        };
+        // Nothing is attached to a PASID that no device has.
+        if let Some(pasid) = pasid {
+            self.device.detach(pasid);
+        }
         Ok(())
     }
 }
@@ -214,12 +229,20 @@ impl OpenFile for DeviceFile {
     }
 }
 
-/// PASIDs need a driver that attaches them: `EOPNOTSUPP`. Other flags are unknown: `EINVAL`.
-fn check_pasid_flag(flags: u32) -> Result<()> {
+/// Whether the flags of an attach or a detach name a PASID. Others are unknown: `EINVAL`.
+fn wants_pasid(flags: u32) -> Result<bool> {
     match flags {
-        0 => Ok(()),
-        VFIO_DEVICE_ATTACH_PASID => refuse(Errno::EOPNOTSUPP, "the device cannot attach PASIDs"),
+        0 => Ok(false),
+        VFIO_DEVICE_ATTACH_PASID => Ok(true),
         _ => refuse(Errno::EINVAL, "unknown flags"),
+    }
+}
+
+/// A PASID as a client gives it: `EINVAL` above 20 bits.
+fn pasid(number: u32) -> Result<Pasid> {
+    match Pasid::new(number) {
+        Some(pasid) => Ok(pasid),
+        None => refuse(Errno::EINVAL, format!("no device has the PASID {number:#x}")),
     }
 }
 

@@ -57,7 +57,7 @@ fn members_beyond_the_callers_structure_are_not_read() {
     world.client.put(SCRATCH, &[0xee; 48]);
     world.client.put(SCRATCH, &[24, 0, 0, 0, 0, 0, 0, 0]);
     let text = describe(0x3b89, SCRATCH, &world.client).unwrap();
-    assert!(text.ends_with("data_type=0, data_len=0, data_uptr=0, fault_id=0}"), "{text}");
+    assert!(text.ends_with("data_type=NONE, data_len=0, data_uptr=0, fault_id=0}"), "{text}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `/dev/vfio/devices/vfioN`: binding and attaching.
 
 use lychgate_iommu::Domain;
+use lychgate_iommufd::abi::Argument;
+use lychgate_iommufd::abi::iommufd::{HWPT_ALLOC_PASID, HwptAlloc};
 use lychgate_iommufd::{MmapRequest, NodeKind};
 use lychgate_types::{Errno, RequesterId};
 use zerocopy::IntoBytes;
@@ -124,7 +126,9 @@ fn attaching_replaces_and_detaching_blocks() {
     for (refused, errno) in [
         (AttachIommufdPt { argsz: 11, ..good }, Errno::EINVAL),
         (AttachIommufdPt { flags: 2, ..good }, Errno::EINVAL),
-        (AttachIommufdPt { flags: 1, pasid: 1, ..good }, Errno::EOPNOTSUPP),
+        (AttachIommufdPt { flags: 1, argsz: 15, ..good }, Errno::EINVAL),
+        (AttachIommufdPt { flags: 1, pasid: 1 << 20, ..good }, Errno::EINVAL),
+        (AttachIommufdPt { flags: 1, pasid: 1, ..good }, Errno::EINVAL),
         (attach(0xdead), Errno::ENOENT),
     ] {
         assert_eq!(call(&refused), Err(errno), "{refused:?}");
@@ -148,10 +152,52 @@ fn attaching_replaces_and_detaching_blocks() {
         |argument: &DetachIommufdPt| bus.call(device, VFIO_DEVICE_DETACH_IOMMUFD_PT, argument);
     assert_eq!(call(&DetachIommufdPt { argsz: 7, ..detach }), Err(Errno::EINVAL));
     assert_eq!(call(&DetachIommufdPt { flags: 4, ..detach }), Err(Errno::EINVAL));
-    assert_eq!(call(&DetachIommufdPt { flags: 1, ..detach }), Err(Errno::EOPNOTSUPP));
+    assert_eq!(call(&DetachIommufdPt { flags: 1, ..detach }), Err(Errno::EINVAL));
     assert_eq!(call(&detach), Ok(0));
     assert!(matches!(bus.driver.attached(DEVICE), Domain::Blocked));
     assert_eq!(call(&detach), Ok(0), "nothing to detach is fine");
+}
+
+#[test]
+fn pasids_are_attached_beside_the_device() {
+    let (bus, iommufd, ioas, device) = one();
+    assert_eq!(bus.call(device, VFIO_DEVICE_BIND_IOMMUFD, &bind(iommufd)), Ok(0));
+    let dev_id = bus.client.get::<BindIommufd>(MEMORY).out_devid;
+    let new_hwpt = || {
+        let alloc = HwptAlloc {
+            size: 48,
+            flags: HWPT_ALLOC_PASID,
+            dev_id,
+            pt_id: ioas,
+            ..HwptAlloc::default()
+        };
+        assert_eq!(bus.call(iommufd, HwptAlloc::COMMAND, &alloc), Ok(0));
+        bus.client.get::<HwptAlloc>(MEMORY).out_hwpt_id
+    };
+    let (first, second) = (new_hwpt(), new_hwpt());
+    let call = |pt_id, pasid| {
+        let argument = AttachIommufdPt { flags: VFIO_DEVICE_ATTACH_PASID, pasid, ..attach(pt_id) };
+        bus.call(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &argument)
+    };
+    let at = |pasid| bus.driver.pasid_attached(DEVICE, pasid).unwrap();
+    assert_eq!(call(first, 1 << 8), Err(Errno::EINVAL), "past what the device can use");
+    assert_eq!(call(first, 5), Ok(0));
+    assert_eq!(bus.client.get::<AttachIommufdPt>(MEMORY).pt_id, first);
+    let before = at(5);
+    assert_eq!(call(second, 5), Ok(0), "replaced");
+    assert!(!at(5).same(&before));
+    assert!(matches!(bus.driver.attached(DEVICE), Domain::Blocked), "the device is not");
+    assert_eq!(call(first, 6), Ok(0));
+    let detach = |pasid| {
+        let flags = VFIO_DEVICE_DETACH_PASID;
+        let argument = DetachIommufdPt { argsz: 12, flags, pasid };
+        bus.call(device, VFIO_DEVICE_DETACH_IOMMUFD_PT, &argument)
+    };
+    assert_eq!(detach(5), Ok(0));
+    assert!(matches!(at(5), Domain::Blocked));
+    assert_eq!((detach(5), detach(u32::MAX)), (Ok(0), Ok(0)), "nothing to detach is fine");
+    bus.close(device);
+    assert!(matches!(at(6), Domain::Blocked), "closing detaches");
 }
 
 #[test]

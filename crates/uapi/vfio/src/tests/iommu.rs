@@ -8,7 +8,7 @@ use lychgate_iommu::{
     AllocError, AllocFlags, AttachError, Capability, DeviceId, Domain, Driver, Geometry, HwInfo,
     Iommu, MapError, PagingDomain, PciFunctionInfo, PciKind, ProbeError, ReservedRegion, UserData,
 };
-use lychgate_types::{Bdf, Iova, PhysAddr, PhysRun, Prot, RequesterId};
+use lychgate_types::{Bdf, Iova, Pasid, PhysAddr, PhysRun, Prot, RequesterId};
 
 /// What the driver can, and what it has attached.
 #[derive(Default)]
@@ -16,6 +16,7 @@ pub(crate) struct TestDriver {
     incoherent: bool,
     unisolated: bool,
     attached: Mutex<BTreeMap<RequesterId, Domain>>,
+    pasids: Mutex<BTreeMap<(RequesterId, Pasid), Domain>>,
 }
 
 impl TestDriver {
@@ -31,6 +32,11 @@ impl TestDriver {
 
     pub(crate) fn attached(&self, device: RequesterId) -> Domain {
         self.attached.lock().unwrap().get(&device).cloned().unwrap()
+    }
+
+    pub(crate) fn pasid_attached(&self, device: RequesterId, pasid: u32) -> Option<Domain> {
+        let pasid = Pasid::new(pasid).unwrap();
+        self.pasids.lock().unwrap().get(&(device, pasid)).cloned()
     }
 }
 
@@ -63,11 +69,11 @@ impl Driver for TestDriver {
     fn alloc_paging(
         &self,
         _: RequesterId,
-        _: AllocFlags,
+        flags: AllocFlags,
         data: Option<UserData<'_>>,
     ) -> Result<Arc<dyn PagingDomain>, AllocError> {
         match data {
-            None => Ok(Arc::new(TestDomain::default())),
+            None => Ok(Arc::new(TestDomain { pasid: flags.pasid, ..TestDomain::default() })),
             Some(_) => Err(AllocError::Unsupported),
         }
     }
@@ -76,10 +82,28 @@ impl Driver for TestDriver {
         self.attached.lock().unwrap().insert(device, domain.clone());
         Ok(())
     }
+
+    fn max_pasids(&self, _: RequesterId) -> u32 {
+        1 << 8
+    }
+
+    fn attach_pasid(
+        &self,
+        device: RequesterId,
+        pasid: Pasid,
+        domain: &Domain,
+        _: &Domain,
+    ) -> Result<(), AttachError> {
+        self.pasids.lock().unwrap().insert((device, pasid), domain.clone());
+        Ok(())
+    }
 }
 
 #[derive(Default)]
-struct TestDomain(Mutex<BTreeMap<u64, u64>>);
+struct TestDomain {
+    pages: Mutex<BTreeMap<u64, u64>>,
+    pasid: bool,
+}
 
 impl PagingDomain for TestDomain {
     fn geometry(&self) -> Geometry {
@@ -87,7 +111,7 @@ impl PagingDomain for TestDomain {
     }
 
     fn map(&self, iova: Iova, runs: &[PhysRun], _: Prot) -> Result<(), MapError> {
-        let mut pages = self.0.lock().unwrap();
+        let mut pages = self.pages.lock().unwrap();
         let mut at = iova.get();
         for run in runs {
             for offset in (0..run.len).step_by(0x1000) {
@@ -99,7 +123,7 @@ impl PagingDomain for TestDomain {
     }
 
     fn unmap(&self, iova: Iova, len: u64) -> u64 {
-        let mut pages = self.0.lock().unwrap();
+        let mut pages = self.pages.lock().unwrap();
         let pages = (0..len)
             .step_by(0x1000)
             .take_while(|offset| pages.remove(&(iova.get() + offset)).is_some());
@@ -107,12 +131,16 @@ impl PagingDomain for TestDomain {
     }
 
     fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
-        let page = *self.0.lock().unwrap().get(&iova.align_down(0x1000).get())?;
+        let page = *self.pages.lock().unwrap().get(&iova.align_down(0x1000).get())?;
         Some(PhysAddr::new(page + iova.get() % 0x1000))
     }
 
     fn enforce_cache_coherency(&self) -> bool {
         true
+    }
+
+    fn supports_pasid(&self) -> bool {
+        self.pasid
     }
 
     fn as_any(&self) -> &dyn Any {
