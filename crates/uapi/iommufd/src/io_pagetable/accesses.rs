@@ -93,12 +93,10 @@ impl IoPageTable {
         while let Some((first, area)) = self.area_at(at) {
             let end = area.last.min(last);
             let range = area.page_range(first, at, end);
-            if let Some(pins) = &mut area.pins
-                && let Some(count) = pins.get_mut(&range)
-            {
+            if let Some(count) = area.pins.get_mut(&range) {
                 *count -= 1;
                 if *count == 0 {
-                    pins.remove(&range);
+                    area.pins.remove(&range);
                 }
                 if locked {
                     area.locks = area.locks.saturating_sub(1);
@@ -180,7 +178,7 @@ fn pin_area(
         frames.extend_from_slice(runs);
         Ok(())
     })?;
-    *area.pins.get_or_insert_default().entry(range).or_default() += 1;
+    *area.pins.entry(range).or_default() += 1;
     if how.lock {
         area.locks += 1;
     }

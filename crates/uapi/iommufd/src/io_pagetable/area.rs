@@ -27,13 +27,13 @@ pub(super) struct Area {
     pub(super) prevent_access: bool,
     /// Pins that no unmap may ask for (`num_locks`).
     pub(super) locks: u32,
-    /// What access objects pinned, and how often; most areas never meet one.
-    pub(super) pins: Option<Box<BTreeMap<PageRange, u32>>>,
+    /// What access objects pinned, and how often.
+    pub(super) pins: BTreeMap<PageRange, u32>,
 }
 
 impl Area {
     pub(super) fn new(last: u64, pages: Arc<Pages>, start: u64, prot: Prot) -> Self {
-        Self { last, pages, start, prot, prevent_access: false, locks: 0, pins: None }
+        Self { last, pages, start, prot, prevent_access: false, locks: 0, pins: BTreeMap::new() }
     }
 
     /// Bytes of an area that starts at `first`.
@@ -48,7 +48,7 @@ impl Area {
 
     /// Whether an access object pins pages of it (`num_accesses`).
     pub(super) fn is_pinned(&self) -> bool {
-        self.pins.as_ref().is_some_and(|pins| !pins.is_empty())
+        !self.pins.is_empty()
     }
 
     /// Whether domains hold it: not when it is memory of a device that was taken back.

@@ -276,7 +276,7 @@ fn bytes_are_copied_at_any_offset() {
         world.map_fixed(ioas, VA + 6 * PAGE, 2 * PAGE, 0x10_2000).unwrap();
         let other = FakeClient::with_mm(FakeMm::new(2));
         let callers: [Option<&dyn Client>; 3] = [Some(&world.client), None, Some(&other)];
-        let mut expected = vec![0; 4 * PAGE as usize];
+        let mut expected = vec![0; 4 << 12];
         let mut value = 0_u8;
         for (at, len) in [(0, 1), (0x7ff, 2), (0xfff, 0x1001), (0x1f00, 0x200), (0, 0x4000)] {
             for caller in callers {

@@ -231,7 +231,8 @@ impl Model {
     fn fits(&self, ioas: usize, pages: u64, alignment: u64) -> bool {
         let allowed = &self.allowed[ioas];
         // Page 0 is never given out.
-        let mut starts = (allowed.start.max(1)..allowed.end).filter(|at| at % alignment == 0);
+        let mut starts =
+            (allowed.start.max(1)..allowed.end).filter(|at| at.is_multiple_of(alignment));
         allowed.is_empty()
             || starts.any(|at| at + pages <= allowed.end && self.free(ioas, at, pages))
     }
@@ -288,7 +289,7 @@ proptest! {
                         let allowed = &model.allowed[ioas];
                         let inside = allowed.contains(&iova) && iova + pages <= allowed.end;
                         prop_assert!(allowed.is_empty() || inside);
-                        prop_assert!(iova > 0 && iova % alignment == 0);
+                        prop_assert!(iova > 0 && iova.is_multiple_of(alignment));
                         prop_assert!(model.free(ioas, iova, pages));
                         model.map(ioas, page, pages, iova);
                     } else {
