@@ -180,7 +180,7 @@ const COLUMNS: &str = "\
 per        what a figure is for: an operation, or one of its smallest (large) pages
 lychgate   median of rounds, interleaved with all else in the row; (min..max) of the medians of five
            parts of the run where those are more than a quarter apart
-floor      one call that only stores or loads as many words of a flat array as the operation has leaves;
+floor      one call that only stores or loads as many words of a flat array as the leaves have entries;
            of a walk in turn, as many loads as levels, each needing the one before
 goal       what the project aims at, measured on an AMD EPYC of family 26; for whole tables aarch64-paging,
            which frees them unread, and for 1G 1.05 of the floor

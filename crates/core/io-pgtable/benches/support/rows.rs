@@ -71,7 +71,8 @@ pub(crate) struct Case {
     pub(crate) places: Vec<u64>,
     /// The frames that are mapped at each place.
     pub(crate) runs: Vec<PhysRun>,
-    /// The page size that the frames allow, for tables that must be told.
+    /// Bytes per entry: the page size that the frames allow, or what one entry of several that make a
+    /// page spans.
     pub(crate) leaf: u64,
     /// Units at each place.
     pub(crate) units: u64,
@@ -161,6 +162,7 @@ pub(crate) fn cases(shape: &Shape) -> Vec<Case> {
         Case {
             name: format!("{} contiguous", name(size)),
             places: few(table),
+            leaf: page,
             ..single(size, goals)
         }
     }));
