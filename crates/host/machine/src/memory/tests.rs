@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use lychgate_iommufd::Accounting;
 use lychgate_model::FileBytes;
@@ -85,6 +85,53 @@ impl AddressSpace for OwnSpace {
     fn open_file(&self, vma: &Vma) -> Option<OwnedFd> {
         let (_, fd) = self.shared.iter().find(|(known, _)| known == vma)?;
         fd.as_ref()?.try_clone().ok()
+    }
+
+    fn user(&self) -> u32 {
+        1000
+    }
+}
+
+/// A process with one shared mapping and no descriptor of it, until it ends.
+struct Mortal {
+    own: OwnSpace,
+    vma: Vma,
+    ended: AtomicBool,
+}
+
+impl Mortal {
+    fn start(vma: Vma) -> Arc<Self> {
+        Arc::new(Self { own: OwnSpace::new(), vma, ended: AtomicBool::new(false) })
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    fn lives(&self) -> Result<&OwnSpace, Unreachable> {
+        if self.ended.load(Ordering::Relaxed) { Err(Unreachable) } else { Ok(&self.own) }
+    }
+}
+
+impl AddressSpace for Mortal {
+    fn process(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn read(&self, spans: &[Span], to: &mut [u8]) -> Result<(), Unreachable> {
+        self.lives()?.read(spans, to)
+    }
+
+    fn write(&self, spans: &[Span], from: &[u8]) -> Result<(), Unreachable> {
+        self.lives()?.write(spans, from)
+    }
+
+    fn vmas(&self, _: u64, _: u64) -> Result<Vec<Vma>, Unreachable> {
+        self.lives().map(|_| vec![self.vma.clone()])
+    }
+
+    fn open_file(&self, _: &Vma) -> Option<OwnedFd> {
+        None
     }
 
     fn user(&self) -> u32 {
@@ -463,4 +510,32 @@ fn a_transfer_from_a_file_never_makes_a_clients_file_longer_nor_reaches_this_pro
     );
     assert_eq!(window.address(0xf000, 0x1001), None);
     assert_eq!(window.address(u64::MAX, 2), None);
+}
+
+#[test]
+fn shared_memory_of_a_process_that_ended_is_reached_through_another_one() {
+    let memory = memory(FrameOrder::Contiguous);
+    let fd = memfd(1 << 20, SealFlags::empty());
+    let mapping = Mapping::shared(fd.as_fd(), 0, 1 << 20).unwrap();
+    let vma = shared(&fd, address(&mapping), 1 << 20, 0);
+    let (child, parent) = (Mortal::start(vma.clone()), Mortal::start(vma));
+    let (child_mm, parent_mm) =
+        (memory.mm(Arc::clone(&child) as _), memory.mm(Arc::clone(&parent) as _));
+    let runs = child_mm.pin(address(&mapping) + PAGE, 2 * PAGE, true).unwrap();
+    child.end();
+    assert_eq!(child_mm.pin(address(&mapping), PAGE, true), Err(Errno::EFAULT));
+    let bytes: Vec<u8> = (0..2 * PAGE).map(|n| n.to_le_bytes()[0]).collect();
+    child_mm.write_frames(&runs, &bytes).unwrap();
+    let mut there = vec![0; bytes.len()];
+    mapping.read(4096, &mut there).unwrap();
+    assert!(there == bytes);
+    there.fill(0);
+    parent_mm.read_frames(&runs, &mut there).unwrap();
+    assert!(there == bytes);
+    let beyond = [PhysRun { start: runs[0].start, len: 1 << 20 }];
+    assert_eq!(child_mm.read_frames(&beyond, &mut vec![0; 1 << 20]), Err(Errno::EFAULT));
+    parent.end();
+    assert_eq!(child_mm.read_frames(&runs, &mut there), Err(Errno::EFAULT), "nobody has it");
+    child_mm.unpin(&runs);
+    assert_eq!(memory.total_pins(), 0);
 }
