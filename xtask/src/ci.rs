@@ -5,11 +5,12 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::conformance;
 use crate::instructions::{self, Then};
 use crate::run;
 
 /// Runs every check. `cargo test --workspace` is the test command of the README; the rest keeps the
-/// sources in shape.
+/// sources in shape, and the kernel's own tests have the last word.
 pub(crate) fn check() -> Result<()> {
     let cargo = || Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     run(cargo().args(["fmt", "--all", "--check"]))?;
@@ -31,7 +32,18 @@ pub(crate) fn check() -> Result<()> {
     }
     run(cargo().args(["build", "--release"]))?;
     instructions::count(Then::CompareIfPossible)?;
-    run(cargo().args(["test", "--workspace"]))
+    run(cargo().args(["test", "--workspace"]))?;
+    races(&mut cargo())?;
+    conformance::check_in_ci()
+}
+
+/// The races on page tables, under the model checker loom. Everything is built for it anew, so that
+/// has a directory of its own.
+fn races(cargo: &mut Command) -> Result<()> {
+    run(cargo
+        .args(["test", "-p", "lychgate-io-pgtable", "--test", "races"])
+        .args(["--target-dir", "target/loom"])
+        .env("RUSTFLAGS", "--cfg loom"))
 }
 
 /// Crates that a kernel or hypervisor embeds: they must build without the standard library.

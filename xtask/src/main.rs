@@ -1,6 +1,7 @@
 //! The project's own tasks.
 
 mod ci;
+mod conformance;
 mod fuzz;
 mod instructions;
 mod qemu_root;
@@ -17,6 +18,8 @@ use instructions::Then;
 enum Task {
     /// Everything that must hold before a change lands: format, lints, documentation, tests.
     Ci,
+    /// Runs the kernel's own tests of iommufd against lychgate, as root: fetches and builds them too.
+    Conformance(conformance::Arguments),
     /// Runs every fuzz target for a while.
     Fuzz {
         /// How long each one runs, in seconds.
@@ -40,6 +43,7 @@ enum Task {
 fn main() -> Result<()> {
     match Task::parse() {
         Task::Ci => ci::check(),
+        Task::Conformance(arguments) => conformance::check(&arguments),
         Task::Fuzz { seconds } => fuzz::all(seconds),
         Task::Instructions { accept: true } => instructions::count(Then::Accept),
         Task::Instructions { accept: false } => instructions::count(Then::Compare),

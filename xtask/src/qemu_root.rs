@@ -38,14 +38,15 @@ pub(crate) fn build(directory: &Path) -> Result<()> {
         .env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-fn in_root(directory: &Path) -> Command {
+/// A command that is to run in a root.
+pub(crate) fn in_root(directory: &Path) -> Command {
     let mut command = Command::new("chroot");
     command.arg(directory);
     command
 }
 
 /// The mirror that the machine itself uses.
-fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(SITE) $(ORIGIN) $(LABEL)", "Created-By: Packages"])
         .output()
