@@ -47,6 +47,28 @@ fn a_page_table_is_compared_in_granules_with_memory_that_is_there() {
 }
 
 #[test]
+fn huge_page_tables_hold_iovas_that_the_default_ones_do_not() {
+    let world = World::new();
+    let mock = world.mock(world.ioas(), 0).unwrap();
+    let ioas = world.ioas();
+    let data = |pagetable_type| abi::HwptData { iotlb: 0, pagetable_type };
+    let huge = world.hwpt_with(mock.idev, ioas, 0, data(abi::PAGE_TABLE_HUGE)).unwrap();
+    // Each needs more levels than the one before.
+    for (page, shift) in (0..).zip([12, 34, 35, 42, 43, 50, 55]) {
+        let (iova, at) = (1 << shift, BASE + page * PAGE);
+        world.map(ioas, at, PAGE, iova).unwrap();
+        world.check_map(huge, iova, PAGE, at).unwrap();
+    }
+    for (page, shift) in (0..).zip([12, 34, 35, 42, 43, 50, 55]) {
+        world.check_map(huge, 1 << shift, PAGE, BASE + page * PAGE).unwrap();
+    }
+    assert_eq!(world.map(ioas, BASE, PAGE, 1 << 56), Err(Errno::EINVAL));
+    assert_eq!(world.map(ioas, BASE, 2048, 1 << 20), Err(Errno::EINVAL));
+    // What is mapped below the default ones' aperture is in their way.
+    assert_eq!(world.hwpt(mock.idev, ioas, 0), Err(Errno::EADDRINUSE));
+}
+
+#[test]
 fn pins_are_counted_page_by_page() {
     let world = World::new();
     let ioas = world.ioas();
