@@ -11,7 +11,7 @@ use crate::error::{Result, refuse};
 use crate::fault_injection::allocation;
 use crate::io_pagetable::Pin;
 use crate::objects::Object;
-use crate::pages::Copy;
+use crate::pages::Transfer;
 use crate::state::State;
 
 /// What a kernel user of an IOAS does when it is told something (`struct iommufd_access_ops`).
@@ -99,15 +99,15 @@ impl Access {
     /// caller's own memory, else, and without a caller, by its frames. Errors as of
     /// [`Access::pin_pages`].
     pub fn read(&self, iova: u64, to: &mut [u8], caller: Option<&dyn Client>) -> Result<()> {
-        self.copy(iova, Copy::Read(to), caller)
+        self.copy(iova, Transfer::Read(to), caller)
     }
 
     /// Writes what is mapped from `iova` on, as [`Access::read`].
     pub fn write(&self, iova: u64, from: &[u8], caller: Option<&dyn Client>) -> Result<()> {
-        self.copy(iova, Copy::Write(from), caller)
+        self.copy(iova, Transfer::Write(from), caller)
     }
 
-    fn copy(&self, iova: u64, copy: Copy<'_>, caller: Option<&dyn Client>) -> Result<()> {
+    fn copy(&self, iova: u64, copy: Transfer<'_>, caller: Option<&dyn Client>) -> Result<()> {
         let state = self.context.lock();
         let ioas = state.objects.access(self.id)?.ioas()?;
         state.objects.ioas(ioas)?.table.copy(iova, copy, caller)

@@ -39,7 +39,7 @@ pub(crate) enum Origin {
 }
 
 /// Which way bytes go.
-pub(crate) enum Copy<'a> {
+pub(crate) enum Transfer<'a> {
     /// From the memory.
     Read(&'a mut [u8]),
     /// Into the memory.
@@ -164,10 +164,10 @@ impl Pages {
     pub(crate) fn copy(
         &self,
         start: u64,
-        copy: Copy<'_>,
+        copy: Transfer<'_>,
         caller: Option<&dyn Client>,
     ) -> Result<()> {
-        if matches!(copy, Copy::Write(_)) && !self.writable {
+        if matches!(copy, Transfer::Write(_)) && !self.writable {
             return refuse(Errno::EPERM, "the memory was mapped for reading only");
         }
         let source: &dyn PinSource = match &self.origin {
@@ -179,8 +179,8 @@ impl Pages {
                 if let Some(client) = caller.filter(|client| client.mm().id() == mm.id()) {
                     let at = self.position(start);
                     return match copy {
-                        Copy::Read(to) => client.read(at, to),
-                        Copy::Write(from) => client.write(at, from),
+                        Transfer::Read(to) => client.read(at, to),
+                        Transfer::Write(from) => client.write(at, from),
                     }
                     .map_err(|errno| Refusal::new(errno, "the memory is not there any more"));
                 }
@@ -188,8 +188,8 @@ impl Pages {
             }
         };
         let len = match &copy {
-            Copy::Read(to) => to.len() as u64,
-            Copy::Write(from) => from.len() as u64,
+            Transfer::Read(to) => to.len() as u64,
+            Transfer::Write(from) => from.len() as u64,
         };
         let (first, end) = page_span(start, len)?;
         allocation()?;
@@ -199,8 +199,8 @@ impl Pages {
         self.pin_gaps(&mut pins, first, end)?;
         let result = pins.with_runs(first, end, start % PAGE_SIZE, len, |runs| {
             match copy {
-                Copy::Read(to) => source.read_frames(runs, to),
-                Copy::Write(from) => source.write_frames(runs, from),
+                Transfer::Read(to) => source.read_frames(runs, to),
+                Transfer::Write(from) => source.write_frames(runs, from),
             }
             .map_err(|errno| Refusal::new(errno, "the memory cannot be reached"))
         });

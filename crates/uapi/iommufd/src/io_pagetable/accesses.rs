@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::error::{Result, refuse};
 use crate::fault_injection::{Step, allocation, should_fail};
 use crate::mm::PAGE_SIZE;
-use crate::pages::Copy;
+use crate::pages::Transfer;
 
 /// An access object that may use the areas.
 pub(super) struct User {
@@ -115,12 +115,12 @@ impl IoPageTable {
     pub(crate) fn copy(
         &self,
         iova: u64,
-        copy: Copy<'_>,
+        copy: Transfer<'_>,
         caller: Option<&dyn Client>,
     ) -> Result<()> {
         let (len, needed) = match &copy {
-            Copy::Read(to) => (to.len() as u64, Prot::READ),
-            Copy::Write(from) => (from.len() as u64, Prot::WRITE),
+            Transfer::Read(to) => (to.len() as u64, Prot::READ),
+            Transfer::Write(from) => (from.len() as u64, Prot::WRITE),
         };
         let last = last_of(iova, len)?;
         let (mut at, mut rest) = (iova, copy);
@@ -202,15 +202,15 @@ fn bytes((first, last): (u64, u64)) -> u64 {
 }
 
 /// The first `len` bytes of a copy, and the rest.
-fn split(copy: Copy<'_>, len: usize) -> (Copy<'_>, Copy<'_>) {
+fn split(copy: Transfer<'_>, len: usize) -> (Transfer<'_>, Transfer<'_>) {
     match copy {
-        Copy::Read(to) => {
+        Transfer::Read(to) => {
             let (now, later) = to.split_at_mut(len.min(to.len()));
-            (Copy::Read(now), Copy::Read(later))
+            (Transfer::Read(now), Transfer::Read(later))
         }
-        Copy::Write(from) => {
+        Transfer::Write(from) => {
             let (now, later) = from.split_at(len.min(from.len()));
-            (Copy::Write(now), Copy::Write(later))
+            (Transfer::Write(now), Transfer::Write(later))
         }
     }
 }

@@ -109,3 +109,29 @@ fn pins_of_files_move_to_another_process_all_or_none() {
     world.unmap(ioas, 0, u64::MAX).unwrap();
     assert_eq!(charged(), (0, 0));
 }
+
+#[test]
+fn whoever_pays_already_pays_no_more_and_what_nobody_pays_stays() {
+    let world = World::new();
+    let (ioas, _bound) = attached(&world);
+    let file = FakeFile::new(16 * PAGE);
+    world.client.files.lock().unwrap().insert(5, Some(file));
+    let map = |length| {
+        let flags = abi::MAP_READABLE;
+        world.call(abi::IoasMapFile { flags, ioas_id: ioas, fd: 5, length, ..Default::default() })
+    };
+    *world.client.limit.lock().unwrap() = 3 * PAGE;
+    map(3 * PAGE).unwrap();
+    world.call(abi::IoasChangeProcess::default()).unwrap();
+    let charged = |mode| world.client.mm.charged(mode);
+    assert_eq!(charged(Accounting::User), 3, "not once more in between");
+    world.client.caps.lock().unwrap().insert(Cap::IpcLock);
+    map(5 * PAGE).unwrap();
+    let child = FakeClient::with_mm(FakeMm::new(2));
+    child.put(SCRATCH, &[8, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(world.context.ioctl(&child, 0x3b92, SCRATCH).is_ok());
+    assert_eq!((charged(Accounting::User), child.mm.charged(Accounting::User)), (0, 3));
+    assert_eq!((charged(Accounting::None), child.mm.charged(Accounting::None)), (5, 0));
+    world.unmap(ioas, 0, u64::MAX).unwrap();
+    assert_eq!(charged(Accounting::None), 0);
+}

@@ -1,9 +1,9 @@
 //! Calls from several threads at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use lychgate_iommufd::abi::{Argument, iommufd as abi};
-use lychgate_iommufd::{Context, OpenFile};
+use lychgate_iommufd::{Access, AccessOps, Context, OpenFile};
 
 use crate::common::{FakeClient, FakeMm, PAGE, SCRATCH, VA, World};
 
@@ -64,4 +64,69 @@ fn maps_go_on_while_devices_come_and_go() {
     bound.attach(ioas).unwrap();
     assert_eq!(world.client.mm.pinned(), 16);
     assert_eq!(world.unmap(ioas, 0, u64::MAX), Ok(16 * PAGE));
+}
+
+/// What a kernel user has pinned, and how it unpins: first IOVA and length in bytes.
+#[derive(Default)]
+struct Pinned {
+    access: OnceLock<Weak<Access>>,
+    ranges: Mutex<Vec<(u64, u64)>>,
+}
+
+impl AccessOps for Pinned {
+    fn unmap(&self, iova: u64, len: u64) {
+        let last = iova.saturating_add(len - 1);
+        let access = self.access.get().and_then(Weak::upgrade).unwrap();
+        self.ranges.lock().unwrap().retain(|(start, len)| {
+            let goes = *start <= last && iova < start + len;
+            if goes {
+                access.unpin_pages(*start, *len);
+            }
+            !goes
+        });
+    }
+}
+
+#[test]
+fn unmaps_take_pages_from_a_user_that_goes_on_pinning() {
+    let world = World::new();
+    let device = world.device(0x100);
+    let bound = world.reference().bind(device).unwrap();
+    let ioas = world.ioas();
+    let pinned = Arc::new(Pinned::default());
+    let access = world.reference().create_access(Arc::clone(&pinned) as _, true).unwrap();
+    let access = Arc::new(access);
+    pinned.access.set(Arc::downgrade(&access)).unwrap();
+    access.attach(ioas).unwrap();
+    let base = 0x10_0000;
+    std::thread::scope(|scope| {
+        let (access, pinned) = (&access, &pinned);
+        scope.spawn(move || {
+            for round in 0..10 * ROUNDS {
+                let range = (base + round % 4 * PAGE, (1 + round % 3) * PAGE);
+                // Held until it is in the list, so that an unmap finds it.
+                let mut ranges = pinned.ranges.lock().unwrap();
+                if access.pin_pages(range.0, range.1, true).is_ok() {
+                    ranges.push(range);
+                }
+                if round % 5 == 0
+                    && let Some((iova, len)) = ranges.pop()
+                {
+                    access.unpin_pages(iova, len);
+                }
+            }
+        });
+        scope.spawn(|| {
+            for _ in 0..ROUNDS {
+                bound.attach(ioas).unwrap();
+                bound.detach();
+            }
+        });
+        for _ in 0..ROUNDS {
+            world.map_fixed(ioas, VA, 8 * PAGE, base).unwrap();
+            assert_eq!(world.unmap(ioas, base, 8 * PAGE), Ok(8 * PAGE));
+        }
+    });
+    access.detach();
+    assert_eq!(world.client.mm.pinned(), 0);
 }
