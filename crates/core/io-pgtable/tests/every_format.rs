@@ -14,7 +14,7 @@ mod support {
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use lychgate_io_pgtable::{AmdV1, AmdV1Options, Config, Error, Format, Gather, PageTable, Stop};
 use lychgate_types::{HeapPages, Iova, OutOfMemory, Pages, PhysAddr, PhysRun, Prot};
@@ -292,4 +292,72 @@ fn who_maps_below_a_table_entry_that_is_not_clean_yet_cleans_it() {
         assert_eq!(hardware_walk(&pages, root, 0x123), Some(0x7123));
         assert_eq!(hardware_walk(&pages, root, 0x5123), Some(0x9123));
     }
+}
+
+/// Memory behind a cache that hardware does not snoop, and hardware that walks it whenever something
+/// is cleaned.
+struct Watched {
+    memory: Incoherent,
+    root: OnceLock<u64>,
+}
+
+/// The IOVA range that is watched, and where it leads.
+const WATCHED: (u64, u64, u64) = (1 << 30, 2 << 30, 1 << 33);
+
+impl Watched {
+    fn look(&self) {
+        let (first, end, phys) = WATCHED;
+        if let Some(&root) = self.root.get() {
+            for offset in [0, 0x5123, 0x1_0000, 0x2f_ffff, 0x40_0000, end - first - 1] {
+                let there = hardware_walk(&self.memory, root, first + offset);
+                assert_eq!(there, Some(phys + offset), "hardware faults, or goes astray");
+            }
+        }
+    }
+}
+
+impl Pages for Watched {
+    fn alloc(&self, bytes: u64) -> Result<PhysAddr, OutOfMemory> {
+        self.memory.alloc(bytes)
+    }
+
+    fn free(&self, at: PhysAddr, bytes: u64) {
+        self.memory.free(at, bytes);
+    }
+
+    fn words(&self, at: PhysAddr, count: usize) -> &[AtomicU64] {
+        self.memory.words(at, count)
+    }
+
+    fn clean(&self, words: &[AtomicU64]) {
+        self.memory.clean(words);
+        self.look();
+    }
+}
+
+#[test]
+fn walks_that_do_not_snoop_see_no_hole_in_what_is_cut_and_joined() {
+    let pages = Arc::new(Watched { memory: Incoherent::new(), root: OnceLock::new() });
+    let config = Config::<Sv39x4>::new(39, ());
+    let table = PageTable::<Sv39x4, _>::new(pages.clone(), config).unwrap();
+    let (first, end, phys) = WATCHED;
+    let (iova, frames) = (Iova::new(first), PhysAddr::new(phys));
+    let mut gather = Gather::new();
+    table.map(iova, frames, end - first, RW, &mut gather).unwrap();
+    pages.root.set(table.root().table.get()).unwrap();
+    // A page, which leaves 64 KiB pages and 2 MiB pages next to it, and everything in 4 KiB pages.
+    let page = Iova::new(first + 0x5000);
+    assert_eq!(table.cut(page, 0x1000, &mut gather), Ok(1));
+    assert_eq!(table.walk(page).unwrap().page_size, 0x1000);
+    assert_eq!(table.walk(Iova::new(first + 0x1_0000)).unwrap().page_size, 0x1_0000);
+    let low = 1 << 22;
+    assert!(table.cut_down(iova, low, 0x1000, &mut gather).unwrap() > 16);
+    gather.release(&pages);
+    let joined = table.join(iova, end - first, &mut gather).unwrap();
+    assert_eq!((joined.leaves, joined.needs_break), (3, None));
+    assert_eq!((gather.dead_tables(), gather.table_levels()), (3, 0b110));
+    pages.look();
+    gather.release(&pages);
+    assert_eq!(table.walk(page).unwrap().page_size, end - first);
+    pages.look();
 }

@@ -1,6 +1,6 @@
 //! Formats that differ from AMD v1 in everything a format may differ in, to hold the walker to it.
 
-use lychgate_io_pgtable::Format;
+use lychgate_io_pgtable::{Format, SizeChanges};
 use lychgate_types::{PhysAddr, Prot};
 
 /// RISC-V second stage Sv39x4 with Svnapot (Privileged ISA, "Sv39x4" and "Svnapot"): a root of
@@ -73,6 +73,10 @@ impl Format for Sv39x4 {
 
     fn plain_leaf(_level: u32) -> (u64, u64) {
         (1 << 63 | 3, 3)
+    }
+
+    fn size_changes((): &()) -> SizeChanges {
+        SizeChanges::IN_PLACE
     }
 }
 
