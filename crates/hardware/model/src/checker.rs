@@ -12,6 +12,8 @@ mod rule;
 pub use finding::{CacheKind, ChangedWord, Finding, StaleUse};
 pub use rule::{Certainty, Rule};
 
+use crate::cache::Span;
+
 /// What a checking model may do to its driver, all of it legal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Checking {
@@ -30,12 +32,32 @@ impl Default for Checking {
     }
 }
 
+/// Which copies an audit compares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// All of them.
+    Everything,
+    /// Translations and directories that cover an address from the first to the last, inclusive: all
+    /// that an operation on this range can have made stale.
+    Addresses(u64, u64),
+}
+
+impl Scope {
+    /// Whether a copy that covers `span` is compared.
+    pub const fn covers(self, span: Span) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Addresses(first, last) => span.intersects(first, last),
+        }
+    }
+}
+
 /// A model that can compare its copies with the tables.
 pub trait Audit: Send + Sync {
-    /// Every copy that the tables contradict in a way that a request could notice. Each is given
-    /// once: the model forgets it then, so that nothing is reported twice.
+    /// Every copy in `scope` that the tables contradict in a way that a request could notice. Each is
+    /// given once: the model forgets it then, so that nothing is reported twice.
     ///
     /// The driver must have no operation under way: a copy may differ between the change of a table
     /// and the completion of the invalidation.
-    fn audit(&self) -> Vec<Finding>;
+    fn audit(&self, scope: Scope) -> Vec<Finding>;
 }

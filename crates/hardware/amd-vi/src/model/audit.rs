@@ -9,7 +9,7 @@ mod rules;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::PoisonError;
 
-use lychgate_model::{Access, Audit, CacheKind, ChangedWord, Finding, Rule, Span, StaleUse};
+use lychgate_model::{Access, Audit, CacheKind, ChangedWord, Finding, Rule, Scope, Span, StaleUse};
 use lychgate_types::{Iova, PhysAddr, RequesterId};
 
 use super::cached::{Directory, Leaf};
@@ -30,18 +30,20 @@ type Users = BTreeMap<u16, Vec<(RequesterId, Dte)>>;
 
 impl Audit for AmdVi {
     /// Nothing unless the model was built with [`super::Config::checking`].
-    fn audit(&self) -> Vec<Finding> {
+    fn audit(&self, scope: Scope) -> Vec<Finding> {
         let Some(ledger) = &self.ledger else { return Vec::new() };
         let settings = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         if !settings.control.iommu_en() {
             return Vec::new();
         }
         let mut findings = Vec::new();
-        self.audit_devices(ledger, &settings, &mut findings);
+        if scope == Scope::Everything {
+            self.audit_devices(ledger, &settings, &mut findings);
+            self.audit_interrupts(ledger, &settings, &mut findings);
+        }
         let users = self.users(ledger, &settings);
-        self.audit_directories(ledger, &users, &mut findings);
-        self.audit_leaves(ledger, &users, &mut findings);
-        self.audit_interrupts(ledger, &settings, &mut findings);
+        self.audit_directories(ledger, &users, scope, &mut findings);
+        self.audit_leaves(ledger, &users, scope, &mut findings);
         self.tidy(ledger);
         findings
     }
@@ -182,16 +184,34 @@ impl AmdVi {
         });
     }
 
-    fn audit_directories(&self, ledger: &Ledger, users: &Users, findings: &mut Vec<Finding>) {
+    fn audit_directories(
+        &self,
+        ledger: &Ledger,
+        users: &Users,
+        scope: Scope,
+        findings: &mut Vec<Finding>,
+    ) {
         self.caches.directories.retain(|tag, span, cached: &Directory| {
+            if !scope.covers(span) {
+                return true;
+            }
             let key = (CacheKind::Directory, tag, span);
             let compare = |dte| self.compare_directory(dte, span, *cached);
             self.judge(ledger, users, key, compare, findings)
         });
     }
 
-    fn audit_leaves(&self, ledger: &Ledger, users: &Users, findings: &mut Vec<Finding>) {
+    fn audit_leaves(
+        &self,
+        ledger: &Ledger,
+        users: &Users,
+        scope: Scope,
+        findings: &mut Vec<Finding>,
+    ) {
         self.caches.leaves.retain(|tag, span, cached: &Leaf| {
+            if !scope.covers(span) {
+                return true;
+            }
             let key = (CacheKind::Leaf, tag, span);
             let compare = |dte| self.compare_leaf(dte, span, *cached);
             self.judge(ledger, users, key, compare, findings)

@@ -7,7 +7,9 @@ use lychgate_amd_vi::spec::capability;
 use lychgate_amd_vi::spec::registers::{COMMAND_BUFFER_BASE, COMMAND_HEAD, COMMAND_TAIL, RingBase};
 use lychgate_amd_vi::{driver, model};
 use lychgate_iommu::{AllocFlags, Domain, Driver, FaultReport, FaultSink, PagingDomain};
-use lychgate_model::{Access, Audit, Checking, IommuPort, Msi, PciFunction, Policy, Translation};
+use lychgate_model::{
+    Access, Audit, Checking, IommuPort, Msi, PciFunction, Policy, Scope, Translation,
+};
 use lychgate_types::{
     HeapPages, Iova, Memory, Mmio, PhysAddr, PhysRun, Prot, RequesterId, StdLocks,
 };
@@ -39,7 +41,7 @@ impl Bench {
 
     /// Asserts that nothing is cached which the tables contradict.
     pub(crate) fn assert_nothing_stale(&self) {
-        let findings = self.port.audit();
+        let findings = self.port.audit(Scope::Everything);
         assert!(findings.is_empty(), "{findings:#?}");
     }
 

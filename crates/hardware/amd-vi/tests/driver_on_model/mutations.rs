@@ -11,7 +11,7 @@ use lychgate_amd_vi::spec::command::{
 };
 use lychgate_amd_vi::spec::size::Block;
 use lychgate_iommu::{Domain, PagingDomain};
-use lychgate_model::{Audit, Finding, Policy};
+use lychgate_model::{Audit, Finding, Policy, Scope};
 use lychgate_types::{HeapPages, Iova, Memory, RequesterId};
 
 use crate::bench::{ALIAS, Bench, DEVICE, OTHER, RW, frames};
@@ -56,7 +56,7 @@ impl Run {
     fn step<R>(&mut self, name: &'static str, act: impl FnOnce(&Bench) -> R) -> R {
         *self.step.lock().unwrap() = name;
         let result = act(&self.bench);
-        let findings = self.bench.port.audit();
+        let findings = self.bench.port.audit(Scope::Everything);
         self.findings.extend(findings.into_iter().map(|finding| (name, finding)));
         result
     }

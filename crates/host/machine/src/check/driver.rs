@@ -8,7 +8,7 @@ use lychgate_iommu::{
     Geometry, HwInfo, MapError, NestedDomain, NewViommu, PageFault, PageResponse, PagingDomain,
     ProbeError, ReservedRegion, UserData, ViommuHost, ViommuRequest,
 };
-use lychgate_model::Audit;
+use lychgate_model::{Audit, Scope};
 use lychgate_types::{Errno, Iova, Pasid, PhysAddr, PhysRun, Prot, RequesterId};
 
 use crate::faults::Faults;
@@ -38,33 +38,58 @@ struct Checker {
 struct State {
     /// Operations under way.
     operations: usize,
+    /// Where those that have returned since nobody was looking may have left something.
+    scopes: Vec<Scope>,
     /// Somebody looks; operations wait.
     looking: bool,
 }
 
 impl Checker {
-    /// Runs an operation of the driver. The last of several at once looks at what they left behind.
-    fn during<R>(&self, operation: impl FnOnce() -> R) -> R {
+    /// Runs an operation of the driver that can leave copies in `scope` stale. The last of several at
+    /// once looks at what they left behind.
+    fn during<R>(&self, scope: Scope, operation: impl FnOnce() -> R) -> R {
+        self.begin();
+        let result = operation();
+        self.end(Some(scope));
+        result
+    }
+
+    /// Runs an operation that makes nothing stale, but must not be looked at in the middle.
+    fn beside<R>(&self, operation: impl FnOnce() -> R) -> R {
+        self.begin();
+        let result = operation();
+        self.end(None);
+        result
+    }
+
+    /// Waits until nobody looks, and counts an operation.
+    fn begin(&self) {
         let mut state = self.lock();
         while state.looking {
             state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.operations += 1;
-        drop(state);
-        let result = operation();
+    }
+
+    /// An operation has returned.
+    fn end(&self, scope: Option<Scope>) {
         let mut state = self.lock();
         state.operations = state.operations.saturating_sub(1);
-        if state.operations > 0 {
-            return result;
+        state.scopes.extend(scope);
+        if state.operations > 0 || state.scopes.is_empty() {
+            return;
         }
         state.looking = true;
+        let mut scopes = std::mem::take(&mut state.scopes);
         drop(state);
-        for finding in self.model.audit() {
+        if scopes.contains(&Scope::Everything) {
+            scopes = vec![Scope::Everything];
+        }
+        for finding in scopes.into_iter().flat_map(|scope| self.model.audit(scope)) {
             self.faults.tell_stale(finding);
         }
         self.lock().looking = false;
         self.idle.notify_all();
-        result
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -74,11 +99,11 @@ impl Checker {
 
 impl Driver for CheckedDriver {
     fn probe(&self, device: RequesterId, aliases: &[RequesterId]) -> Result<(), ProbeError> {
-        self.checker.during(|| self.driver.probe(device, aliases))
+        self.checker.during(Scope::Everything, || self.driver.probe(device, aliases))
     }
 
     fn release(&self, device: RequesterId) {
-        self.checker.during(|| self.driver.release(device));
+        self.checker.during(Scope::Everything, || self.driver.release(device));
     }
 
     fn capable(&self, device: RequesterId, capability: Capability) -> bool {
@@ -110,7 +135,7 @@ impl Driver for CheckedDriver {
         domain: &Domain,
         old: &Domain,
     ) -> Result<(), AttachError> {
-        self.checker.during(|| self.driver.attach(device, domain, old))
+        self.checker.during(Scope::Everything, || self.driver.attach(device, domain, old))
     }
 
     fn default_domain(&self, device: RequesterId) -> Option<DefaultDomain> {
@@ -128,7 +153,8 @@ impl Driver for CheckedDriver {
         domain: &Domain,
         old: &Domain,
     ) -> Result<(), AttachError> {
-        self.checker.during(|| self.driver.attach_pasid(device, pasid, domain, old))
+        self.checker
+            .during(Scope::Everything, || self.driver.attach_pasid(device, pasid, domain, old))
     }
 
     fn user_pasid_table(&self, device: RequesterId) -> bool {
@@ -136,11 +162,11 @@ impl Driver for CheckedDriver {
     }
 
     fn enable_page_requests(&self, device: RequesterId) -> Result<(), AttachError> {
-        self.checker.during(|| self.driver.enable_page_requests(device))
+        self.checker.during(Scope::Everything, || self.driver.enable_page_requests(device))
     }
 
     fn disable_page_requests(&self, device: RequesterId) {
-        self.checker.during(|| self.driver.disable_page_requests(device));
+        self.checker.during(Scope::Everything, || self.driver.disable_page_requests(device));
     }
 
     fn page_response(&self, device: RequesterId, last: &PageFault, response: PageResponse) {
@@ -193,11 +219,13 @@ impl PagingDomain for CheckedDomain {
 
     fn map(&self, iova: Iova, runs: &[PhysRun], prot: Prot) -> Result<(), MapError> {
         let domain = self.domain().ok_or(MapError::Hardware)?;
-        self.checker.during(|| domain.map(iova, runs, prot))
+        self.checker.beside(|| domain.map(iova, runs, prot))
     }
 
     fn unmap(&self, iova: Iova, len: u64) -> u64 {
-        self.checker.during(|| self.domain().map_or(0, |domain| domain.unmap(iova, len)))
+        let last = iova.get().saturating_add(len.saturating_sub(1));
+        let scope = Scope::Addresses(iova.get(), last);
+        self.checker.during(scope, || self.domain().map_or(0, |domain| domain.unmap(iova, len)))
     }
 
     fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
@@ -225,6 +253,6 @@ impl PagingDomain for CheckedDomain {
 impl Drop for CheckedDomain {
     fn drop(&mut self) {
         let domain = self.domain.take();
-        self.checker.during(|| drop(domain));
+        self.checker.during(Scope::Everything, || drop(domain));
     }
 }

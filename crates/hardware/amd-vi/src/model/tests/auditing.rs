@@ -6,7 +6,7 @@ use crate::spec::dte::HAD_ACCESS_DIRTY;
 use crate::spec::irte::BYTES_128;
 use crate::spec::size::Block;
 use crate::spec::{Irte128, dte};
-use lychgate_model::{Audit, Finding, IommuPort};
+use lychgate_model::{Audit, Finding, IommuPort, Scope};
 
 const AT: u64 = 0x1000;
 const OLD: PhysAddr = PhysAddr::new(0x1_0000);
@@ -20,7 +20,7 @@ fn mapped() -> (Rig, PhysAddr) {
     rig.map(root, 3, AT, page(OLD));
     rig.run(&[Command::invalidate_devtab_entry(DEVICE)]);
     assert_eq!(rig.read_at(DEVICE, AT), Ok(OLD.get()));
-    assert_eq!(rig.iommu.audit(), []);
+    assert_eq!(rig.iommu.audit(Scope::Everything), []);
     (rig, root)
 }
 
@@ -34,8 +34,8 @@ fn page_block(at: u64) -> Block {
 
 /// The one rule that is broken.
 fn broken(rig: &Rig) -> &'static str {
-    let findings = rig.iommu.audit();
-    assert_eq!(rig.iommu.audit(), [], "reported twice");
+    let findings = rig.iommu.audit(Scope::Everything);
+    assert_eq!(rig.iommu.audit(Scope::Everything), [], "reported twice");
     let ids: Vec<&str> = findings.iter().map(|finding| finding.rule.id).collect();
     assert_eq!(ids.len(), 1, "{findings:#?}");
     assert!(rules().iter().any(|rule| rule.id == ids[0]));
@@ -50,7 +50,7 @@ fn a_page_that_was_unmapped_without_a_command() {
     let (rig, root) = mapped();
     rig.map(root, 3, AT, Entry::default());
     rig.run(&[flush(page_block(AT), false)]);
-    assert_eq!(rig.iommu.audit(), []);
+    assert_eq!(rig.iommu.audit(Scope::Everything), []);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_stale_use_is_told_with_what_changed_since() {
     rig.map(root, 3, AT, Entry::default());
     assert_eq!(rig.write_at(DEVICE, AT + 8), Ok(OLD.get() + 8));
     assert_eq!(rig.write_at(DEVICE, AT + 16), Ok(OLD.get() + 16));
-    let [finding] = <[Finding; 1]>::try_from(rig.iommu.audit()).unwrap();
+    let [finding] = <[Finding; 1]>::try_from(rig.iommu.audit(Scope::Everything)).unwrap();
     let used = finding.used.unwrap();
     assert_eq!((used.requester, used.at.get(), used.times), (DEVICE, AT + 8, 2));
     assert_eq!(used.access, Access::Write);
@@ -83,7 +83,7 @@ fn another_frame_and_other_permissions() {
     for (entry, rule, strict) in cases {
         let (rig, root) = mapped();
         rig.map(root, 3, AT, entry);
-        let findings = rig.iommu.audit();
+        let findings = rig.iommu.audit(Scope::Everything);
         assert_eq!(findings.len(), 1, "{findings:#?}");
         assert_eq!((findings[0].rule.id, findings[0].rule.is_strict()), (rule, strict));
     }
@@ -92,7 +92,7 @@ fn another_frame_and_other_permissions() {
     rig.run(&[flush(page_block(AT), false)]);
     assert_eq!(rig.read_at(DEVICE, AT), Ok(OLD.get()));
     rig.map(root, 3, AT, page(OLD));
-    let findings = rig.iommu.audit();
+    let findings = rig.iommu.audit(Scope::Everything);
     assert_eq!(findings[0].rule.id, "amd-vi/permission-given");
     assert!(!findings[0].rule.is_strict(), "software may wait for the fault");
 }
@@ -105,7 +105,7 @@ fn a_table_that_is_taken_out_needs_pde() {
         rig.store(slot, 0);
         rig.run(&[flush(page_block(AT), pde)]);
         if pde {
-            assert_eq!(rig.iommu.audit(), []);
+            assert_eq!(rig.iommu.audit(Scope::Everything), []);
         } else {
             assert_eq!(broken(&rig), "amd-vi/free-table");
         }
@@ -136,7 +136,7 @@ fn a_large_page_that_becomes_the_same_small_ones_is_no_difference() {
         rig.store(table.wrapping_add(index * 8), small.0[0]);
     }
     rig.store(slot, directory(table, 1).0[0]);
-    assert_eq!(rig.iommu.audit(), []);
+    assert_eq!(rig.iommu.audit(Scope::Everything), []);
     rig.store(table.wrapping_add(511 * 8), 0);
     assert_eq!(broken(&rig), "amd-vi/unmap");
 }
@@ -162,7 +162,8 @@ fn device_entries_need_their_command() {
 
     let (rig, root) = mapped();
     rig.set_entry(DEVICE, translated(root, 3).with_iw(false));
-    let ids: Vec<&str> = rig.iommu.audit().iter().map(|finding| finding.rule.id).collect();
+    let ids: Vec<&str> =
+        rig.iommu.audit(Scope::Everything).iter().map(|finding| finding.rule.id).collect();
     // Both what it says and what was found through it.
     assert_eq!(ids[0], "amd-vi/device-entry");
     assert!(ids[1..].iter().all(|id| *id == "amd-vi/permission-taken"), "{ids:?}");
@@ -180,7 +181,7 @@ fn tables_that_change_under_one_domain_id() {
     rig.map(other, 3, AT, page(NEW));
     rig.set_entry(DEVICE, translated(other, 3));
     rig.run(&[Command::invalidate_devtab_entry(DEVICE)]);
-    let findings = rig.iommu.audit();
+    let findings = rig.iommu.audit(Scope::Everything);
     assert!(!findings.is_empty());
     assert!(findings.iter().all(|finding| finding.rule.id == "amd-vi/domain-left"), "XSA-442");
 }
@@ -190,12 +191,12 @@ fn a_domain_id_that_serves_again_too_soon() {
     let (rig, _) = mapped();
     rig.set_entry(DEVICE, Dte::default().with_v(true));
     rig.run(&[Command::invalidate_devtab_entry(DEVICE)]);
-    assert_eq!(rig.iommu.audit(), [], "nobody reaches what is left");
+    assert_eq!(rig.iommu.audit(Scope::Everything), [], "nobody reaches what is left");
     let other = rig.table();
     rig.map(other, 3, AT, page(NEW));
     rig.set_entry(OTHER, translated(other, 3));
     rig.run(&[Command::invalidate_devtab_entry(OTHER)]);
-    let findings = rig.iommu.audit();
+    let findings = rig.iommu.audit(Scope::Everything);
     assert!(findings.iter().all(|finding| finding.rule.id == "amd-vi/domain-reused"));
     assert!(findings.iter().any(|finding| finding.filled_by == Some(DEVICE)));
     assert!(findings.iter().all(|finding| finding.requester == OTHER));
@@ -210,7 +211,7 @@ fn two_devices_that_share_a_domain_id_but_not_their_tables() {
     rig.run(&[Command::invalidate_devtab_entry(OTHER), flush(Block::ALL, true)]);
     assert_eq!(rig.read_at(DEVICE, AT), Ok(OLD.get()));
     assert_eq!(rig.read_at(OTHER, AT), Ok(OLD.get()), "the other's page");
-    let findings = rig.iommu.audit();
+    let findings = rig.iommu.audit(Scope::Everything);
     assert!(!findings.is_empty());
     assert!(findings.iter().all(|finding| finding.rule.id == "amd-vi/domain-shared"));
 }
@@ -222,7 +223,7 @@ fn a_root_that_grows_keeps_its_copies() {
     rig.store(top, directory(root, 3).0[0]);
     rig.set_entry(DEVICE, translated(top, 4));
     rig.run(&[Command::invalidate_devtab_entry(DEVICE)]);
-    assert_eq!(rig.iommu.audit(), []);
+    assert_eq!(rig.iommu.audit(Scope::Everything), []);
     rig.map(root, 3, AT, Entry::default());
     assert_eq!(broken(&rig), "amd-vi/unmap", "not a matter of the DomainID");
 }
@@ -247,7 +248,7 @@ fn an_interrupt_entry_may_change_its_destination_alone() {
     set(irte);
     assert!(rig.iommu.remap_msi(DEVICE, 0xfee0_0000, 2).is_some());
     set(irte.with_destination_low(7));
-    assert_eq!(rig.iommu.audit(), []);
+    assert_eq!(rig.iommu.audit(Scope::Everything), []);
     set(irte.with_vector(0x42));
     assert_eq!(broken(&rig), "amd-vi/interrupt-entry");
 }
@@ -297,5 +298,13 @@ fn a_model_that_does_not_check_has_nothing_to_say() {
     rig.map(root, 3, AT, page(OLD));
     assert_eq!(rig.read_at(DEVICE, AT), Ok(OLD.get()));
     rig.map(root, 3, AT, Entry::default());
-    assert_eq!(rig.iommu.audit(), []);
+    assert_eq!(rig.iommu.audit(Scope::Everything), []);
+}
+
+#[test]
+fn an_audit_of_a_range_looks_nowhere_else() {
+    let (rig, root) = mapped();
+    rig.map(root, 3, AT, Entry::default());
+    assert_eq!(rig.iommu.audit(Scope::Addresses(AT + 0x1000, u64::MAX)), []);
+    assert_eq!(rig.iommu.audit(Scope::Addresses(AT + 0xfff, AT + 0xfff)).len(), 1);
 }
