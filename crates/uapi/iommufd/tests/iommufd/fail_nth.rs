@@ -28,7 +28,10 @@ impl AccessOps for Keeper {
 
 /// Runs `call` again and again, each time with a later step that fails, until none does. After every
 /// failure `unchanged` looks whether it left a trace. Gives the number of steps.
-fn each_step<R>(mut call: impl FnMut() -> Result<R, Errno>, mut unchanged: impl FnMut()) -> u32 {
+pub(crate) fn each_step<R>(
+    mut call: impl FnMut() -> Result<R, Errno>,
+    mut unchanged: impl FnMut(),
+) -> u32 {
     for step in 1..1000 {
         let nth = Arc::new(Nth(AtomicU32::new(step)));
         decide_by(Some(Arc::clone(&nth) as _));

@@ -22,6 +22,7 @@ mod fault_queue;
 mod hwpt;
 mod ioas;
 mod nested;
+mod nesting_fails;
 mod pasid;
 mod threads;
 mod trace;
