@@ -259,7 +259,9 @@ impl Model {
                     continue;
                 };
                 let parts = self.within(start, start + (size - 1));
-                if size > item && parts.iter().any(|(_, part)| part.size < item) {
+                // They lie in one table: that of the joined leaf, or the one that it displaces.
+                let least = if size > item { item } else { item >> self.index_bits };
+                if parts.iter().any(|(_, part)| part.size < least) {
                     continue;
                 }
                 let rule = if size == item { self.changes.tables } else { self.changes.runs };
