@@ -38,6 +38,22 @@ fn info_shows_the_size_of_the_namespace() {
 }
 
 #[test]
+fn check_has_nothing_to_say_of_it() {
+    if !have("qemu-img") {
+        return;
+    }
+    let directory = scratch();
+    let image = random_image(directory.path(), "disk.img", 64 << 20);
+    let copy = directory.path().join("copy.img");
+    let mut command = lychgate();
+    command.args(["check", "--nvme", &nvme(&image), "--", "qemu-img", "convert", "-O", "raw"]);
+    let output = command.arg(url()).arg(&copy).output().expect("lychgate");
+    assert_success(&output);
+    assert_eq!(text(&output.stderr), "lychgate: no findings\n");
+    assert_eq!(sha256(&image), sha256(&copy));
+}
+
+#[test]
 fn convert_moves_a_gibibyte_out_and_in_unchanged() {
     if !have("qemu-img") {
         return;

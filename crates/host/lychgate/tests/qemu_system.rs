@@ -48,14 +48,25 @@ fn seabios_boots_under_qemus_own_sandbox() {
     boots("sandbox", &args);
 }
 
+#[test]
+fn seabios_boots_under_check_without_a_finding() {
+    let args = format!("-object iommufd,id=i0 -device vfio-pci,host={BDF},iommufd=i0,bootindex=0");
+    boots_with("check", "checked", &args);
+}
+
 #[track_caller]
 fn boots(name: &str, args: &str) {
+    boots_with("run", name, args);
+}
+
+#[track_caller]
+fn boots_with(command: &str, name: &str, args: &str) {
     let Some(root) = qemu_root() else { return };
     let directory = scratch();
     let image = directory.path().join("boot.img");
     fs::write(&image, boot_disk()).expect("an image");
     let serial = root.join("tmp").join(format!("serial-{name}-{}", std::process::id()));
-    let output = qemu(&root, &image, &serial, args);
+    let output = qemu(command, &root, &image, &serial, args);
     let said = fs::read_to_string(&serial).unwrap_or_default();
     fs::remove_file(&serial).ok();
     assert!(
@@ -75,10 +86,10 @@ fn qemu_root() -> Option<PathBuf> {
     is_root().then(|| root.into())
 }
 
-fn qemu(root: &Path, image: &Path, serial: &Path, args: &str) -> Output {
+fn qemu(command: &str, root: &Path, image: &Path, serial: &Path, args: &str) -> Output {
     let serial = Path::new("/").join(serial.strip_prefix(root).expect("in the root"));
     lychgate()
-        .args(["run", "--nvme", &format!("{BDF}={}", image.display()), "--"])
+        .args([command, "--nvme", &format!("{BDF}={}", image.display()), "--"])
         .args(["timeout", "60", "chroot"])
         .arg(root)
         .args("qemu-system-x86_64 -M q35 -accel tcg -m 128M -nodefaults -display none".split(' '))
