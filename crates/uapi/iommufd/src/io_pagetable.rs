@@ -125,22 +125,17 @@ impl IoPageTable {
             Some(iova) => self.check_iova(iova, len)?,
             None => self.alloc_iova(slices, len)?,
         };
-        let mut areas = Vec::with_capacity(slices.len());
+        slices.iter().try_for_each(|slice| self.check_slice(slice, prot))?;
         let mut at = first;
         for slice in slices {
-            let area = self.area(slice, at, prot)?;
-            at = area.last.wrapping_add(1);
-            areas.push((at.wrapping_sub(slice.len), area));
-        }
-        for (done, (first, area)) in areas.iter().enumerate() {
-            if let Err(refusal) = self.fill(*first, area) {
-                for (first, area) in areas.iter().take(done) {
-                    self.unfill(*first, area);
+            match self.insert(slice, at, prot) {
+                Ok(last) => at = last.wrapping_add(1),
+                Err(refusal) => {
+                    self.remove_before(first, at);
+                    return Err(refusal);
                 }
-                return Err(refusal);
             }
         }
-        self.areas.extend(areas);
         Ok(first)
     }
 
@@ -267,8 +262,8 @@ impl IoPageTable {
         Ok(())
     }
 
-    /// The area of a slice at `iova` (`iopt_insert_area`).
-    fn area(&self, slice: &Slice, iova: u64, prot: Prot) -> Result<Area> {
+    /// Whether memory can be mapped in this way.
+    fn check_slice(&self, slice: &Slice, prot: Prot) -> Result<()> {
         if prot.contains(Prot::WRITE) && !slice.pages.writable() {
             return refuse(Errno::EPERM, "the memory was mapped for reading only");
         }
@@ -278,9 +273,27 @@ impl IoPageTable {
                 format!("the memory does not start at a multiple of {}", self.alignment),
             );
         }
+        Ok(())
+    }
+
+    /// Adds the area of a slice at `iova`, where nothing is, and gives its last IOVA
+    /// (`iopt_insert_area`, `iopt_area_fill_domains`).
+    fn insert(&mut self, slice: &Slice, iova: u64, prot: Prot) -> Result<u64> {
         allocation()?;
         let last = last_of(iova, slice.len)?;
-        Ok(Area::new(last, Arc::clone(&slice.pages), slice.start, prot))
+        let area = Area::new(last, Arc::clone(&slice.pages), slice.start, prot);
+        self.fill(iova, &area)?;
+        self.areas.insert(iova, area);
+        Ok(last)
+    }
+
+    /// Takes back the areas that were added from `first` up to `end`.
+    fn remove_before(&mut self, first: u64, end: u64) {
+        while let Some((&at, _)) = self.areas.range(first..end).next_back() {
+            if let Some(area) = self.areas.remove(&at) {
+                self.unfill(at, &area);
+            }
+        }
     }
 
     /// Whether a fixed range can be mapped (`iopt_check_iova`); gives its first IOVA.
