@@ -14,7 +14,9 @@ pub mod msix;
 pub mod pci;
 
 pub use cache::{Cache, Policy, Span};
-pub use checker::{Audit, CacheKind, Certainty, ChangedWord, Checking, Finding, Rule, Scope, StaleUse};
+pub use checker::{
+    Audit, CacheKind, Certainty, ChangedWord, Checking, Finding, Rule, Scope, StaleUse,
+};
 pub use config_space::{Capabilities, ConfigSpace, Header, MsiLayout, MsixLayout};
 pub use dma::{DmaError, DmaRequest, DmaSegment, FileBytes, Upstream};
 pub use fault::{FaultAccess, FaultCause, FaultObserver, FaultRecord};

@@ -124,7 +124,7 @@ impl<P: Pages + 'static, L: Locks> V1Domain<P, L> {
         let mut gather = Gather::new();
         // The range was mapped just now, so there is nothing to learn from the result. The
         // hardware has stalled: the tables in the gather stay allocated.
-        let _ = self.table.unmap(iova, len, &mut gather);
+        let _ = self.table.unmap_mapped(iova, len, &mut gather);
     }
 }
 

@@ -14,7 +14,9 @@ mod registers;
 
 use std::sync::{Arc, Mutex};
 
-use lychgate_model::{Access, Checking, FaultObserver, FaultRecord, IommuPort, Msi, Policy, Translation};
+use lychgate_model::{
+    Access, Checking, FaultObserver, FaultRecord, IommuPort, Msi, Policy, Translation,
+};
 use lychgate_types::{HeapPages, Iova, Memory, Mmio, Pages, Pasid, PhysAddr, PhysRun, RequesterId};
 
 use super::{AmdVi, Config};
