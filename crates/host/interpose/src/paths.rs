@@ -48,8 +48,8 @@ pub(crate) enum Who {
     Process(OsString),
     /// `thread-self`.
     ThisThread,
-    /// The number behind `task/`.
-    Thread(OsString),
+    /// The process, and the number behind `task/`.
+    Thread(OsString, OsString),
 }
 
 /// The files in `/proc` that tell of the machine.
@@ -284,7 +284,7 @@ fn in_proc(rest: &VecDeque<OsString>) -> Option<Place> {
     let who = if name == "task" {
         let thread = names.next()?;
         name = names.next()?.to_str()?;
-        Who::Thread(thread.clone())
+        Who::Thread(who.clone(), thread.clone())
     } else if who == "thread-self" {
         Who::ThisThread
     } else {

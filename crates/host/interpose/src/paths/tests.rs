@@ -107,12 +107,13 @@ fn descriptors_in_proc_are_recognised() {
 #[test]
 fn files_of_processes_are_recognised() {
     let process = |name: &str| Who::Process(name.into());
+    let thread = |name: &str| Who::Thread(name.into(), "13".into());
     for (path, who, file) in [
         ("/proc/self/status", process("self"), ProcessFile::Status),
         ("/proc/12/status", process("12"), ProcessFile::Status),
-        ("/proc/12/task/13/status", Who::Thread("13".into()), ProcessFile::Status),
+        ("/proc/12/task/13/status", thread("12"), ProcessFile::Status),
         ("/proc/thread-self/fail-nth", Who::ThisThread, ProcessFile::FailNth),
-        ("/proc/self/task/13/fail-nth", Who::Thread("13".into()), ProcessFile::FailNth),
+        ("/proc/self/task/13/fail-nth", thread("self"), ProcessFile::FailNth),
     ] {
         assert_eq!(find(path), Place::Process(who, file), "{path}");
     }

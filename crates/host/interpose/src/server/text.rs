@@ -1,6 +1,7 @@
 //! Texts that the machine shows and takes: attributes of `/sys`, and files in `/proc` that tell what a
 //! client has pinned and what is to fail.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,15 +32,23 @@ impl Server {
         who: &Who,
         file: ProcessFile,
     ) -> Option<(PathBuf, Arc<dyn Text>)> {
+        let number = |name: &OsString| match name.to_str()? {
+            "self" | "thread-self" => Some(self.process_of(n.pid)),
+            number => number.parse().ok(),
+        };
         let thread = match who {
             Who::ThisThread => n.pid,
-            Who::Process(name) if name == "self" => self.process_of(n.pid),
-            Who::Process(number) | Who::Thread(number) => number.to_str()?.parse().ok()?,
+            Who::Process(name) | Who::Thread(_, name) => number(name)?,
         };
         let process = self.process_of(thread);
+        if let Who::Thread(name, _) = who
+            && self.process_of(number(name)?) != process
+        {
+            return None;
+        }
         let directory = match who {
             Who::Process(_) => format!("/proc/{thread}"),
-            Who::ThisThread | Who::Thread(_) => format!("/proc/{process}/task/{thread}"),
+            Who::ThisThread | Who::Thread(..) => format!("/proc/{process}/task/{thread}"),
         };
         match file {
             ProcessFile::Status => {

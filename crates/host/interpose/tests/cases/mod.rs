@@ -7,6 +7,7 @@ mod launch;
 mod memory;
 mod nodes;
 mod processes;
+mod texts;
 
 pub(crate) const ALL: &[Case] = &[
     launch::EXIT_CODES,
@@ -29,6 +30,10 @@ pub(crate) const ALL: &[Case] = &[
     descriptors::QUEUE_FILE,
     descriptors::EVENTFDS,
     descriptors::EVENTFDS_MADE,
+    texts::ATTRIBUTES,
+    texts::REDIRECTED,
+    texts::FAIL_NTH,
+    texts::STATUS,
     memory::EXEC,
     memory::SPACES,
     memory::ARGUMENTS,

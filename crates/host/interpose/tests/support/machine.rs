@@ -1,5 +1,5 @@
 //! A machine with three nodes: `/dev/fake`, which counts; `/dev/vfio/probe`, which gives files out;
-//! and attributes in `/sys`.
+//! and attributes in `/sys`, of which `knob` can be written.
 
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use lychgate_iommufd::{
     Accounting, Cap, Charged, Client, EventFd, MemFile, Mm, MmapRequest, NewFile, OpenFile,
     PinSource, Readiness, Reply,
 };
-use lychgate_machine::{AddressSpace, Call, Node, Span, System};
+use lychgate_machine::{AddressSpace, Call, Node, Span, System, Text};
 use lychgate_types::{Errno, PhysAddr, PhysRun};
 
 /// `_IO(';', nr)`.
@@ -55,6 +55,7 @@ pub(crate) const PANIC: u64 = io(0xee);
 pub(crate) struct Machine {
     tree: tempfile::TempDir,
     state: Arc<State>,
+    knob: Arc<Knob>,
     spaces: Mutex<Vec<Arc<Space>>>,
     calls: AtomicU64,
 }
@@ -88,6 +89,7 @@ impl Machine {
         std::fs::write(at("dev/fake"), "").unwrap();
         std::fs::write(at("dev/vfio/probe"), "").unwrap();
         std::fs::write(at("sys/devices/fake0/vendor"), "0x1b36\n").unwrap();
+        std::fs::write(at("sys/devices/fake0/knob"), "1\n").unwrap();
         std::fs::write(at("sys/devices/fake0/sub/dev"), "511:7\n").unwrap();
         std::os::unix::fs::symlink("../../../devices/fake0", at("sys/bus/fake/devices/fake0"))
             .unwrap();
@@ -95,6 +97,7 @@ impl Machine {
         Arc::new(Self {
             tree,
             state: Arc::default(),
+            knob: Arc::new(Knob(AtomicU64::new(1))),
             spaces: Mutex::default(),
             calls: AtomicU64::new(0),
         })
@@ -105,7 +108,32 @@ impl Machine {
     }
 }
 
+/// A number.
+struct Knob(AtomicU64);
+
+impl Text for Knob {
+    fn show(&self) -> Result<String> {
+        Ok(format!("{}\n", self.0.load(Ordering::SeqCst)))
+    }
+
+    fn store(&self, text: &str) -> Result<()> {
+        let number = text.parse().map_err(|_| Refusal::new(Errno::EINVAL, "this is no number"))?;
+        self.0.store(number, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
 impl System for Machine {
+    fn attribute(&self, path: &Path) -> Option<Arc<dyn Text>> {
+        let knob = path == Path::new("/sys/devices/fake0/knob");
+        knob.then(|| Arc::clone(&self.knob) as _)
+    }
+
+    /// Shows the thread that it was asked for.
+    fn fail_nth(&self, thread: u32) -> Option<Arc<dyn Text>> {
+        Some(Arc::new(Knob(AtomicU64::new(thread.into()))))
+    }
+
     fn tree(&self) -> &Path {
         self.tree.path()
     }
@@ -383,7 +411,7 @@ impl Mm for Space {
     fn uncharge(&self, _: u64, _: Accounting) {}
 
     fn charged(&self) -> Charged {
-        Charged::default()
+        Charged { pinned: 3, locked: 1 }
     }
 
     fn pin_count(&self, _: PhysAddr) -> u32 {
