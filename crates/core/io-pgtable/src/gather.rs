@@ -94,15 +94,14 @@ impl Gather {
     /// empty. The caller has invalidated as [`Gather`] says and waited for completion.
     #[inline]
     pub fn release<P: Pages + ?Sized>(&mut self, pages: &P) {
-        if self.dead != 0 {
+        if self.dead != 0 || !self.displaced.is_empty() {
             self.free_dead(pages);
         }
-        self.displaced.release(pages);
         *self = Self::new();
     }
 
     #[inline(never)]
-    fn free_dead<P: Pages + ?Sized>(&self, pages: &P) {
+    fn free_dead<P: Pages + ?Sized>(&mut self, pages: &P) {
         let mut link = self.dead;
         while link != 0 {
             let at = PhysAddr::new(link & ADDRESS);
@@ -113,6 +112,7 @@ impl Gather {
             link = u64::from_le(word.load(Ordering::Relaxed));
             pages.free(at, bytes);
         }
+        self.displaced.release(pages);
     }
 
     /// Records that `len` bytes from `iova`, at least two, changed.
@@ -129,11 +129,6 @@ impl Gather {
     /// Records leaves of 2^`shift` bytes.
     pub(crate) const fn add_leaf(&mut self, shift: u32) {
         self.leaf_sizes |= 1 << (shift & 63);
-    }
-
-    /// Records leaves of all of `sizes`, bit n for 2^n bytes.
-    pub(crate) const fn add_leaves(&mut self, sizes: u64) {
-        self.leaf_sizes |= sizes;
     }
 
     /// Records that an entry at `level` has come to lead to a table.
@@ -157,6 +152,11 @@ impl Gather {
     /// Tells `f` of the tables that were displaced.
     pub(crate) fn each_displaced<P: Pages>(&self, pages: &P, f: impl FnMut(Displaced)) {
         self.displaced.each(pages, f);
+    }
+
+    /// Records leaves of all of `sizes`, bit n for 2^n bytes.
+    pub(crate) const fn add_leaves(&mut self, sizes: u64) {
+        self.leaf_sizes |= sizes;
     }
 
     /// Takes a table out of which an entry at `level` led. Its word 0 is overwritten.

@@ -4,7 +4,7 @@ use lychgate_types::sync::AtomicU64;
 use lychgate_types::{Iova, Pages, PhysAddr, PhysRun, Prot};
 
 use crate::error::Error;
-use crate::format::{Format, item_shift, leaf_level};
+use crate::format::{Format, item_shift, leaf_level, span_shift};
 use crate::gather::Gather;
 use crate::table::{PageTable, Root};
 use crate::words;
@@ -80,7 +80,9 @@ impl<F: Format, P: Pages> PageTable<F, P> {
             } else if run.len == 1 << item_shift::<F>(2) {
                 self.map_single(2, iova, run.start, prot)
             } else {
-                self.map_in_table(iova, *run, prot)
+                // More than a leaf table holds goes to tables that are not there yet, mostly.
+                let few = run.len < 1 << span_shift::<F>(0) || self.page_sizes & run.len != 0;
+                few && self.map_in_table(iova, *run, prot)
             };
             if done {
                 return Ok(run.len);

@@ -76,14 +76,16 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     fn unmap_more(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<Unmapped, Error> {
         let last = self.check_range(iova, len)?;
         let root = self.root();
-        if self.root_reaches(root, last)
-            && let Some(shift) = self.unmap_in_table(root, iova, len)
-        {
-            gather.add(iova, len);
-            gather.add_leaf(shift);
-            return Ok(Unmapped { bytes: len, stop: None });
+        let mut bytes = 0;
+        if self.root_reaches(root, last) {
+            bytes = self.unmap_in_table(root, iova, len, gather);
         }
-        Ok(self.sweep(root, iova, len, false, gather))
+        if bytes == len {
+            return Ok(Unmapped { bytes, stop: None });
+        }
+        let mut rest = self.sweep(root, iova.wrapping_add(bytes), len - bytes, false, gather);
+        rest.bytes += bytes;
+        Ok(rest)
     }
 
     /// As [`PageTable::unmap`], for a caller who knows that all of the range is mapped, as those do who
@@ -194,51 +196,65 @@ impl<F: Format, P: Pages> PageTable<F, P> {
     }
 
     /// As [`Self::unmap_single`], for a range that was checked and is a part of a leaf table, mapped by
-    /// granules, or one leaf of any size. Gives log2 of the size of its leaves.
+    /// granules, or one leaf of any size. Gives the bytes that it has unmapped from the start, perhaps
+    /// not all.
     #[inline(always)]
-    fn unmap_in_table(&self, root: Root, iova: u64, len: u64) -> Option<u32> {
-        let span = 1 << span_shift::<F>(0);
-        if len < span
+    fn unmap_in_table(&self, root: Root, iova: u64, len: u64, gather: &mut Gather) -> u64 {
+        if len < 1 << span_shift::<F>(0)
             && let Some(table) = self.table_at(root, 0, iova)
         {
             let first = self.index(root, 0, iova);
-            let count = usize::try_from(len >> F::GRANULE_SHIFT).ok()?;
-            let slots = table.get(first..)?.get(..count)?;
+            let count = usize::try_from(len >> F::GRANULE_SHIFT).unwrap_or(usize::MAX);
+            let rest = table.get(first..).unwrap_or(&[]);
+            // What passes the end of the table is for the table after it.
+            let slots = rest.get(..count).unwrap_or(rest);
             let (mask, value) = F::plain_leaf(0);
-            if slots.first().is_some_and(|word| words::load(word) & mask != value) {
-                return self.clear_leaf(slots, 0, iova, len);
+            if slots.first().is_none_or(|word| words::load(word) & mask != value) {
+                return self.clear_leaf(rest, 0, iova, len, gather);
             }
-            if words::count_matching(slots, mask, value) != slots.len() {
-                return None;
-            }
-            words::fill(slots, 0, 0);
-            self.pages.clean(slots);
-            return Some(F::GRANULE_SHIFT);
+            let cleared = words::clear_matching(slots, mask, value);
+            self.pages.clean(slots.get(..cleared).unwrap_or(&[]));
+            let bytes = (cleared as u64) << F::GRANULE_SHIFT;
+            gather.add(iova, bytes);
+            gather.add_leaf(F::GRANULE_SHIFT);
+            return bytes;
         }
         if !len.is_power_of_two() || self.sizes_below(root.levels) & len == 0 {
-            return None;
+            return 0;
         }
         let level = leaf_level::<F>(len.trailing_zeros());
-        let table = self.table_at(root, level, iova)?;
-        self.clear_leaf(table.get(self.index(root, level, iova)..)?, level, iova, len)
+        let table = self.table_at(root, level, iova).unwrap_or(&[]);
+        let rest = table.get(self.index(root, level, iova)..).unwrap_or(&[]);
+        self.clear_leaf(rest, level, iova, len, gather)
     }
 
-    /// Clears the leaf at the start of `words`, entries of `level`, if it is the whole range. Gives
-    /// log2 of its size.
+    /// Clears the leaf at the start of `words`, entries of `level`, if it is the whole range. Gives its
+    /// bytes then.
     #[inline(always)]
-    fn clear_leaf(&self, words: &[AtomicU64], level: u32, iova: u64, len: u64) -> Option<u32> {
+    fn clear_leaf(
+        &self,
+        words: &[AtomicU64],
+        level: u32,
+        iova: u64,
+        len: u64,
+        gather: &mut Gather,
+    ) -> u64 {
         let entry = words.first().map_or(0, words::load);
         if !F::is_present(entry) || (level != 0 && F::is_table(level, entry)) {
-            return None;
+            return 0;
         }
         let shift = F::leaf_shift(level, entry);
         if len != 1 << shift || iova & (len - 1) != 0 {
-            return None;
+            return 0;
         }
-        let words = words.get(..leaf_entries::<F>(level, shift))?;
+        let Some(words) = words.get(..leaf_entries::<F>(level, shift)) else {
+            return 0;
+        };
         words::fill(words, 0, 0);
         self.pages.clean(words);
-        Some(shift)
+        gather.add(iova, len);
+        gather.add_leaf(shift);
+        len
     }
 
     /// Unmaps a range that was checked against the aperture, and of which the caller knows that all
@@ -428,25 +444,29 @@ impl<F: Format, P: Pages> Sweep<'_, F, P> {
             self.stop = Some(Stop::Leaf { start: Iova::new(self.iova - within), size });
             return 0;
         }
-        let count = if shift == item {
+        let mut count = 0;
+        if shift == item {
             let most = usize::try_from(self.left >> item).unwrap_or(usize::MAX);
             let run = words.get(..most).unwrap_or(words);
             // Spelled out for the levels of usual sizes, so that masks are constants.
-            let plain = match level {
-                0 => count_plain::<F>(run, 0),
-                1 => count_plain::<F>(run, 1),
-                _ => count_plain::<F>(run, level),
+            count = match level {
+                0 => plain_leaves::<F>(run, 0, doomed),
+                1 => plain_leaves::<F>(run, 1, doomed),
+                _ => plain_leaves::<F>(run, level, doomed),
             };
-            plain.max(1)
-        } else {
-            leaf_entries::<F>(level, shift)
-        };
+        }
+        let plain = count != 0;
+        if !plain {
+            count = leaf_entries::<F>(level, shift);
+        }
         let Some(slots) = words.get(..count) else {
             self.stop = Some(Stop::Hole);
             return 0;
         };
         if !doomed {
-            words::fill(slots, 0, 0);
+            if !plain {
+                words::fill(slots, 0, 0);
+            }
             self.table.pages.clean(slots);
         }
         self.gather.add_leaf(shift);
@@ -457,9 +477,14 @@ impl<F: Format, P: Pages> Sweep<'_, F, P> {
     }
 }
 
-/// How many of `words` from the start on are leaves of just their entry in a table of `level`.
+/// How many of `words` from the start on are leaves of just their entry in a table of `level`. They are
+/// cleared, unless the table is `doomed`.
 #[inline(always)]
-fn count_plain<F: Format>(words: &[AtomicU64], level: u32) -> usize {
+fn plain_leaves<F: Format>(words: &[AtomicU64], level: u32, doomed: bool) -> usize {
     let (mask, value) = F::plain_leaf(level);
-    words::count_matching(words, mask, value)
+    if doomed {
+        words::count_matching(words, mask, value)
+    } else {
+        words::clear_matching(words, mask, value)
+    }
 }

@@ -95,6 +95,29 @@ pub(crate) fn count_matching(words: &[AtomicU64], mask: u64, value: u64) -> usiz
     same + rest.iter().take_while(matches).count()
 }
 
+/// Clears the words from the start on that have `value` under `mask`; gives how many. As [`count_matching`]
+/// and [`fill`] one after the other, but loads and stores overlap.
+#[inline(always)]
+pub(crate) fn clear_matching(words: &[AtomicU64], mask: u64, value: u64) -> usize {
+    let (chunks, _) = words.as_chunks::<UNROLL>();
+    let mut done = 0;
+    for chunk in chunks {
+        if count_matching(chunk, mask, value) != UNROLL {
+            break;
+        }
+        for word in chunk {
+            store(word, 0);
+        }
+        done += UNROLL;
+    }
+    let rest = words.get(done..).unwrap_or(&[]);
+    let more = count_matching(rest, mask, value);
+    for word in rest.iter().take(more) {
+        store(word, 0);
+    }
+    done + more
+}
+
 /// Replaces an entry that hardware or another thread may be changing by what `new` makes of
 /// it; gives whether it made something.
 pub(crate) fn update(word: &AtomicU64, new: impl Fn(u64) -> Option<u64>) -> bool {

@@ -21,7 +21,8 @@ pub(super) struct Mapper<'a, F: Format, P: Pages> {
     pub(super) iova: u64,
     pub(super) root: Root,
     pub(super) sizes: u64,
-    /// The tables on the way to `seen`, by level, from `lowest` up to the root.
+    /// The tables on the way to `seen`, by level, from `lowest` up to the root; empty where one was passed
+    /// without a look.
     path: [&'a [AtomicU64]; LEVELS_LIMIT],
     lowest: u32,
     seen: u64,
@@ -160,11 +161,22 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
     #[inline(always)]
     pub(super) fn place(&mut self, level: u32) -> Result<Place<'a>, Error> {
         let mut here = self.lowest.max(level);
-        while here + 1 < self.root.levels && !self.same_table(here, self.iova) {
+        while here + 1 < self.root.levels && !(self.knows(here) && self.same_table(here, self.iova))
+        {
             here += 1;
         }
         self.lowest = here;
         self.seen = self.iova;
+        if here > level + 1
+            && let Some(words) = self.table.table_at(self.root, level + 1, self.iova)
+        {
+            // Faster than by what is below, and mostly the case.
+            for skipped in self.path.iter_mut().take(here as usize).skip(level as usize + 2) {
+                *skipped = &[];
+            }
+            here = level + 1;
+            self.enter(here, words)?;
+        }
         loop {
             let words = *self.path.get(here as usize).ok_or(Error::Corrupt)?;
             if here == level {
@@ -272,6 +284,12 @@ impl<'a, F: Format, P: Pages> Mapper<'a, F, P> {
         }
         self.gather.add(self.iova, (slots.len() as u64) << item);
         Ok(())
+    }
+
+    /// Whether the path holds a table of `level`.
+    #[inline(always)]
+    fn knows(&self, level: u32) -> bool {
+        self.path.get(level as usize).is_some_and(|words| !words.is_empty())
     }
 
     /// Whether `iova` lies in the table of `level` that the path holds.
