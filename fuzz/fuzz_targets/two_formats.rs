@@ -475,7 +475,9 @@ impl Bench<'_> {
 
     fn join(&mut self, range: Range, memory: Option<u8>, written: Option<u16>) {
         let (page, count) = range.pages();
-        let written = written.map(|offset| page + u64::from(offset) % count);
+        // Some of them the first page of a table.
+        let edge = |offset: u16| if offset & 1 == 0 { offset } else { offset & !0x1ff };
+        let written = written.map(|offset| page + u64::from(edge(offset)) % count);
         let written = written.filter(|&page| {
             self.plain.at(page).is_some_and(|(_, prot, _)| prot.contains(Prot::WRITE))
         });
