@@ -13,4 +13,5 @@ mod faults;
 mod nesting;
 mod page_requests;
 mod pasids;
+mod random_operations;
 mod viommus;

@@ -149,6 +149,22 @@ impl Process {
         let index = usize::try_from(fd - 100).unwrap();
         self.files.lock().unwrap()[index].take().unwrap().release();
     }
+
+    /// Closes one of the open descriptors, counted from 0, if there are so many.
+    pub(crate) fn close_nth(&self, nth: usize) {
+        let file = {
+            let mut files = self.files.lock().unwrap();
+            files.iter_mut().filter(|file| file.is_some()).nth(nth).and_then(Option::take)
+        };
+        if let Some(file) = file {
+            file.release();
+        }
+    }
+
+    /// Whether a descriptor is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.files.lock().unwrap().iter().any(Option::is_some)
+    }
 }
 
 impl Client for Process {
