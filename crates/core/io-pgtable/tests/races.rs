@@ -226,14 +226,14 @@ fn entries_and_tables_go_while_others_use_those_next_to_them() {
     loom::model(|| {
         let pool = Pool::new();
         let table = Arc::new(table(&pool));
-        map(&table, 0, 0x4000, GRANULE);
-        map(&table, 2 * GRANULE, 0x8000, GRANULE);
+        map(&table, 0, 0x4000, 3 * GRANULE);
+        map(&table, 3 * GRANULE, 0x8000, GRANULE);
         map(&table, BLOCK, 0xc000, BLOCK - GRANULE);
         map(&table, RUN - GRANULE, 0x4000, GRANULE);
         let other = {
             let table = table.clone();
             thread::spawn(move || {
-                let mine = 2 * GRANULE;
+                let mine = 3 * GRANULE;
                 assert_eq!(table.walk(Iova::new(mine)).unwrap().phys.get(), 0x8000);
                 assert_eq!(dirty(&table, mine, GRANULE), []);
                 unmap(&table, mine, GRANULE);
@@ -241,7 +241,7 @@ fn entries_and_tables_go_while_others_use_those_next_to_them() {
                 assert_eq!(table.walk(Iova::new(mine)).unwrap().phys.get(), 0x2000);
             })
         };
-        unmap(&table, 0, GRANULE);
+        unmap(&table, 0, 3 * GRANULE);
         unmap(&table, BLOCK, BLOCK);
         map(&table, BLOCK, 0x1000, BLOCK);
         other.join().unwrap();
