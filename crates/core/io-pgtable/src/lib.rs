@@ -45,8 +45,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-mod cut;
 mod cursor;
+mod cut;
 mod dirty;
 mod error;
 pub mod format;
