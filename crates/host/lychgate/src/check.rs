@@ -63,7 +63,10 @@ fn title(explained: &Explained) -> String {
 
 fn explanation(explained: &Explained) -> String {
     match explained {
-        Explained::Kind(kind) => format!("{}: {}\n\n{}\n", kind.id, kind.rule, kind.teaches),
+        Explained::Kind(kind) => {
+            let paragraphs: Vec<String> = kind.teaches.split("\n\n").map(fill).collect();
+            format!("{}: {}\n\n{}\n", kind.id, kind.rule, paragraphs.join("\n\n"))
+        }
         Explained::Rule(rule) => format!(
             "{}: when {}\n\n  needs    {}\n  else     {}\n  source   {}, certainty {}{}\n",
             rule.id,
@@ -75,6 +78,23 @@ fn explanation(explained: &Explained) -> String {
             if rule.is_strict() { "" } else { "; reported with --advice" },
         ),
     }
+}
+
+/// Breaks a paragraph into lines.
+fn fill(paragraph: &str) -> String {
+    const COLUMNS: usize = 96;
+    let mut lines = vec![String::new()];
+    for word in paragraph.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= COLUMNS => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 /// What tells findings apart: the same mistake at the same place is told once.

@@ -124,6 +124,8 @@ fn every_finding_is_explained() {
         let id = line.split_whitespace().next().expect("a name");
         let text = String::from_utf8(explain(&[id]).stdout).expect("text");
         assert!(text.starts_with(&format!("{id}: ")), "{text}");
+        let long = text.lines().skip(1).find(|line| id.starts_with("dma/") && line.len() > 96);
+        assert_eq!(long, None, "{id}");
     }
     let unknown = explain(&["dma/nothing"]);
     assert_eq!(unknown.status.code(), Some(2));
