@@ -69,7 +69,15 @@ fn each_mistake_is_found_with_its_line_and_no_twin_is_blamed() {
         bug.compile(&program, &[]);
         bug.compile(&twin, &["-DFIXED_TWIN"]);
 
-        let found = check(&[], &program);
+        // Some mistakes are races with a device that takes 100 ms: on a busy machine a program may
+        // lose one and do no harm.
+        let mut found = check(&[], &program);
+        for _ in 0..4 {
+            if found.status.code() != Some(0) {
+                break;
+            }
+            found = check(&[], &program);
+        }
         let text = String::from_utf8_lossy(&found.stderr);
         assert_eq!(found.status.code(), Some(99), "{name}: {text}");
         assert!(text.contains(&format!("({})", bug.finds)), "{name}: {text}");
